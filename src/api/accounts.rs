@@ -1,0 +1,395 @@
+//! The calls about accounts: create, list, read, change, delete, and read the balance.
+//!
+//! Owns how an account and a balance look in an answer. What happens is `control`'s.
+
+use serde::Serialize;
+use serde::ser::{SerializeSeq, Serializer};
+use url::form_urlencoded;
+
+use crate::control::accounts::Outcome;
+use crate::control::list::Filter;
+use crate::control::{Control, Warning};
+use crate::ledger::account::{Account, RoutingRelation};
+use crate::ledger::directory::fold_username;
+use crate::shard::control::{AccountState, ApiRequest, ApiResponse};
+use crate::wire::address::check_prefix;
+use crate::wire::timestamp::Timestamp;
+
+use super::fields::{Purpose, SECRET, read_account};
+use super::problem::{Fault, Kind, Problem, json_answer};
+use super::read_json;
+use super::values::check_asset_code;
+
+/// The largest page of a list of accounts.
+const PAGE_MAX: usize = 1_000;
+
+/// `POST /accounts`
+pub fn create(
+    control: &Control,
+    request: &ApiRequest,
+    now: Timestamp,
+) -> Result<ApiResponse, Problem> {
+    let fields = read_account(read_json(request)?, Purpose::Create)?;
+    let username = fields.username.unwrap_or_default();
+    let outcome = control.create_account(now, &username, fields.edit)?;
+    Ok(changed(control, outcome, fields.warnings))
+}
+
+/// `PUT /accounts/:username`
+pub fn update(
+    control: &Control,
+    request: &ApiRequest,
+    username: &str,
+) -> Result<ApiResponse, Problem> {
+    let fields = read_account(read_json(request)?, Purpose::Update)?;
+    if fields
+        .username
+        .is_some_and(|name| fold_username(&name) != fold_username(username))
+    {
+        return Err(Problem::field(
+            Kind::JsonData,
+            "username",
+            Fault::Immutable,
+            "is not the one of the path",
+        ));
+    }
+    let outcome = control.update_account(username, fields.edit)?;
+    Ok(changed(control, outcome, fields.warnings))
+}
+
+fn changed(control: &Control, outcome: Outcome, mut warnings: Vec<Warning>) -> ApiResponse {
+    warnings.extend(outcome.warnings);
+    let state = control.account_state(&outcome.account);
+    json_answer(&AccountAnswer {
+        warnings: &warnings,
+        ..AccountAnswer::new(&outcome.account, state.btp_connected)
+    })
+}
+
+/// `GET /accounts/:username`
+pub fn read(control: &Control, account: &Account) -> ApiResponse {
+    json_answer(&AccountAnswer::new(
+        account,
+        is_btp_connected(control, account),
+    ))
+}
+
+/// `DELETE /accounts/:username`
+pub fn delete(control: &Control, username: &str, query: &str) -> Result<ApiResponse, Problem> {
+    let force = match parameter(query, "force").as_deref() {
+        None | Some("false") => false,
+        Some("true") => true,
+        Some(_) => return Err(bad_parameter("force", "expected true or false")),
+    };
+    let deleted = control.delete_account(username, force)?;
+    let removed_routes = deleted
+        .removed_routes
+        .iter()
+        .map(|prefix| &**prefix)
+        .collect();
+    Ok(json_answer(&AccountAnswer {
+        removed_routes: Some(removed_routes),
+        written_off: force.then_some(deleted.written_off),
+        ..AccountAnswer::new(&deleted.account, false)
+    }))
+}
+
+/// `GET /accounts`
+pub fn list(control: &Control, query: &str) -> Result<ApiResponse, Problem> {
+    let filter = read_filter(query)?;
+    let page = control.list_accounts(&filter);
+    /// Written one by one: no second copy of all accounts.
+    struct Accounts<'a>(&'a Control, &'a [std::sync::Arc<Account>]);
+    impl Serialize for Accounts<'_> {
+        fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+            let mut list = serializer.serialize_seq(Some(self.1.len()))?;
+            for account in self.1 {
+                list.serialize_element(&AccountAnswer::new(
+                    account,
+                    is_btp_connected(self.0, account),
+                ))?;
+            }
+            list.end()
+        }
+    }
+    let mut response = json_answer(&Accounts(control, &page.accounts));
+    if let (true, Some(last)) = (page.has_more, page.accounts.last()) {
+        let mut next = form_urlencoded::Serializer::new(String::new());
+        next.extend_pairs(
+            form_urlencoded::parse(query.as_bytes()).filter(|(name, _)| name != "after"),
+        );
+        next.append_pair("after", &last.username);
+        response.headers.push((
+            "link",
+            format!("</accounts?{}>; rel=\"next\"", next.finish()),
+        ));
+    }
+    Ok(response)
+}
+
+fn read_filter(query: &str) -> Result<Filter, Problem> {
+    let mut filter = Filter {
+        after: parameter(query, "after").map(Into::into),
+        ..Filter::default()
+    };
+    if let Some(limit) = parameter(query, "limit") {
+        let limit = limit
+            .parse()
+            .ok()
+            .filter(|limit| (1..=PAGE_MAX).contains(limit));
+        let rule = || {
+            bad_parameter(
+                "limit",
+                &format!("expected an integer from 1 to {PAGE_MAX}"),
+            )
+        };
+        filter.limit = Some(limit.ok_or_else(rule)?);
+    }
+    if let Some(code) = parameter(query, "asset_code") {
+        filter.asset_code =
+            Some(check_asset_code(&code).map_err(|(_, rule)| bad_parameter("asset_code", &rule))?);
+    }
+    if let Some(relation) = parameter(query, "routing_relation") {
+        let rule = || {
+            bad_parameter(
+                "routing_relation",
+                "expected NonRoutingAccount, Parent, Peer or Child",
+            )
+        };
+        filter.routing_relation = Some(RoutingRelation::parse(&relation).ok_or_else(rule)?);
+    }
+    if let Some(prefix) = parameter(query, "address_prefix") {
+        let prefix = check_prefix(&prefix)
+            .map_err(|error| bad_parameter("address_prefix", &error.to_string()))?;
+        filter.address_prefix = Some(prefix.into());
+    }
+    Ok(filter)
+}
+
+/// `GET /accounts/:username/balance`
+pub fn balance(control: &Control, account: &Account, query: &str) -> Result<ApiResponse, Problem> {
+    let state = control.account_state(account);
+    match parameter(query, "format").as_deref() {
+        None | Some("integer") => Ok(json_answer(&BalanceAnswer::new(account, state))),
+        Some("scaled") => {
+            /// Exactly these members in this order: scripts compare the text.
+            #[derive(Serialize)]
+            struct Scaled<'a> {
+                asset_code: &'a str,
+                balance: f64,
+            }
+            // Read from decimal digits, so that it is the nearest float at every scale.
+            let text = format!("{}e-{}", state.booked - state.held, account.asset.scale);
+            let balance = text
+                .parse()
+                .expect("an integer and an exponent make a float");
+            Ok(json_answer(&Scaled {
+                asset_code: &account.asset.code,
+                balance,
+            }))
+        }
+        Some(_) => Err(bad_parameter("format", "expected integer or scaled")),
+    }
+}
+
+/// Asks the shard only if there can be a connection: most accounts of a large hub have none.
+fn is_btp_connected(control: &Control, account: &Account) -> bool {
+    let links = &account.links;
+    (links.btp_url.is_some() || links.btp_incoming_token.is_some())
+        && control.account_state(account).btp_connected
+}
+
+/// The first value of a query parameter, decoded.
+fn parameter(query: &str, name: &str) -> Option<String> {
+    form_urlencoded::parse(query.as_bytes())
+        .find(|(key, _)| key == name)
+        .map(|(_, value)| value.into_owned())
+}
+
+fn bad_parameter(name: &str, rule: &str) -> Problem {
+    Problem::field(Kind::BadRequest, name, Fault::Invalid, rule)
+}
+
+/// An account in an answer, its members in the order that clients of interledger-rs know; ours come after.
+#[derive(Serialize)]
+struct AccountAnswer<'a> {
+    id: String,
+    username: &'a str,
+    ilp_address: &'a str,
+    asset_code: &'a str,
+    asset_scale: u8,
+    max_packet_amount: u64,
+    min_balance: Option<i64>,
+    ilp_over_http_url: Option<&'a str>,
+    ilp_over_http_incoming_token: &'static str,
+    ilp_over_http_outgoing_token: &'static str,
+    ilp_over_btp_url: Option<&'a str>,
+    ilp_over_btp_incoming_token: &'static str,
+    ilp_over_btp_outgoing_token: &'static str,
+    settle_threshold: Option<i64>,
+    settle_to: Option<i64>,
+    routing_relation: &'static str,
+    round_trip_time: u32,
+    packets_per_minute_limit: Option<u32>,
+    amount_per_minute_limit: Option<u64>,
+    settlement_engine_url: Option<&'a str>,
+    max_balance: Option<i64>,
+    /// Which of the four tokens are there.
+    tokens_set: Vec<&'static str>,
+    links: LinksAnswer,
+    created_at: String,
+    #[serde(
+        skip_serializing_if = "<[_]>::is_empty",
+        serialize_with = "serialize_warnings"
+    )]
+    warnings: &'a [Warning],
+    /// Of a deleted account only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    removed_routes: Option<Vec<&'a str>>,
+    /// Of an account deleted by force only. Units of its asset; positive is what we owed the holder.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    written_off: Option<i128>,
+}
+
+/// How the account is reached now.
+#[derive(Serialize)]
+struct LinksAnswer {
+    /// `ready`: Prepares go out to its URL; null: it has none.
+    http: Option<&'static str>,
+    /// `connected`; `connecting`: the node dials; `waiting`: the peer may dial; null: neither may.
+    btp: Option<&'static str>,
+}
+
+impl<'a> AccountAnswer<'a> {
+    fn new(account: &'a Account, is_btp_connected: bool) -> Self {
+        let links = &*account.links;
+        let tokens = [
+            ("ilp_over_http_incoming_token", &links.http_incoming_token),
+            ("ilp_over_http_outgoing_token", &links.http_outgoing_token),
+            ("ilp_over_btp_incoming_token", &links.btp_incoming_token),
+            ("ilp_over_btp_outgoing_token", &links.btp_outgoing_token),
+        ];
+        let btp = match (&links.btp_url, &links.btp_incoming_token) {
+            _ if is_btp_connected => Some("connected"),
+            (Some(_), _) => Some("connecting"),
+            (None, Some(_)) => Some("waiting"),
+            (None, None) => None,
+        };
+        Self {
+            id: uuid::Uuid::from_bytes(account.uuid).to_string(),
+            username: &account.username,
+            ilp_address: &account.ilp_address,
+            asset_code: &account.asset.code,
+            asset_scale: account.asset.scale,
+            max_packet_amount: account.limits.packet_amount_max,
+            min_balance: account.limits.balance_min,
+            ilp_over_http_url: links.http_url.as_deref(),
+            ilp_over_http_incoming_token: SECRET,
+            ilp_over_http_outgoing_token: SECRET,
+            ilp_over_btp_url: links.btp_url.as_deref(),
+            ilp_over_btp_incoming_token: SECRET,
+            ilp_over_btp_outgoing_token: SECRET,
+            settle_threshold: account.settle_threshold,
+            settle_to: account.settle_to,
+            routing_relation: account.routing_relation.as_str(),
+            round_trip_time: account.round_trip_time_ms,
+            packets_per_minute_limit: account.limits.packets_per_minute,
+            amount_per_minute_limit: account.limits.amount_per_minute,
+            settlement_engine_url: account.settlement_engine_url.as_deref(),
+            max_balance: account.limits.balance_max,
+            tokens_set: tokens
+                .iter()
+                .filter(|(_, token)| token.is_some())
+                .map(|(name, _)| *name)
+                .collect(),
+            links: LinksAnswer {
+                http: links.http_url.as_ref().map(|_| "ready"),
+                btp,
+            },
+            created_at: Timestamp::from_millis(account.created_at_ms).to_rfc3339(),
+            warnings: &[],
+            removed_routes: None,
+            written_off: None,
+        }
+    }
+}
+
+fn serialize_warnings<S: Serializer>(
+    warnings: &[Warning],
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    #[derive(Serialize)]
+    struct WarningAnswer<'a> {
+        field: &'a str,
+        message: &'a str,
+    }
+    serializer.collect_seq(
+        warnings
+            .iter()
+            .map(|Warning { field, message }| WarningAnswer { field, message }),
+    )
+}
+
+/// A balance in units of the account's asset; positive is what we owe the holder.
+#[derive(Serialize)]
+struct BalanceAnswer<'a> {
+    /// What the next Prepare is checked against: what is held is taken off already.
+    balance: i128,
+    asset_code: &'a str,
+    asset_scale: u8,
+    /// The same in whole units, exactly.
+    balance_scaled: String,
+    prepaid_amount: u64,
+    held: i128,
+    pending_settlement: u64,
+}
+
+impl<'a> BalanceAnswer<'a> {
+    fn new(account: &'a Account, state: AccountState) -> Self {
+        let balance = state.booked - state.held;
+        Self {
+            balance,
+            asset_code: &account.asset.code,
+            asset_scale: account.asset.scale,
+            balance_scaled: scaled(balance, account.asset.scale),
+            // Nothing is paid in or out without a settlement engine, and accounts have none yet.
+            prepaid_amount: 0,
+            held: state.held,
+            pending_settlement: 0,
+        }
+    }
+}
+
+/// `balance * 10^-scale` in decimal digits, as few as it takes.
+fn scaled(balance: i128, scale: u8) -> String {
+    let scale = usize::from(scale);
+    let digits = format!("{:0>width$}", balance.unsigned_abs(), width = scale + 1);
+    let (whole, fraction) = digits.split_at(digits.len() - scale);
+    let fraction = fraction.trim_end_matches('0');
+    let sign = if balance < 0 { "-" } else { "" };
+    let point = if fraction.is_empty() { "" } else { "." };
+    format!("{sign}{whole}{point}{fraction}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scaled_balances() {
+        for (balance, scale, expected) in [
+            (0, 9, "0"),
+            (1_000, 9, "0.000001"),
+            (-500, 9, "-0.0000005"),
+            (1_000_000_000, 9, "1"),
+            (1_234_567_890, 9, "1.23456789"),
+            (-12, 0, "-12"),
+            (100, 0, "100"),
+            (7, 30, "0.000000000000000000000000000007"),
+            (i128::MIN, 2, "-1701411834604692317316873037158841057.28"),
+        ] {
+            assert_eq!(scaled(balance, scale), expected);
+        }
+        assert_eq!(scaled(1, 255).len(), 257);
+    }
+}

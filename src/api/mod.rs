@@ -1,0 +1,242 @@
+//! The HTTP API: what an operator and the holders of accounts may ask of the node and change about it.
+//!
+//! Owns the way of one call: path, method, size, credentials, content type, JSON, and what is answered or refused, in
+//! this order. [`path`] names resources, [`auth`] admits callers, [`json`], [`fields`] and [`values`] read bodies, [`problem`] says
+//! no; one file per group of calls does the rest. Leaves connections and HTTP's own framing to the shards, which hand
+//! over whole requests, and every effect to [`crate::control`].
+//!
+//! Always: a handler may wait (for the disk, for all shards, for packets in flight), so it runs on a thread of its own
+//! and never on a shard; a call that was refused has changed nothing; no answer and no log line holds a secret.
+
+mod accounts;
+mod auth;
+mod fields;
+mod json;
+mod node;
+pub mod path;
+mod problem;
+mod rates;
+mod routes;
+mod values;
+
+#[cfg(test)]
+mod tests;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use crossbeam::channel::Receiver;
+
+use crate::control::Control;
+use crate::shard::control::{ApiRequest, ApiResponse, Pending};
+use crate::wire::timestamp::Timestamp;
+
+use auth::Gate;
+use json::Json;
+use path::{Method, Resource};
+use problem::{Kind, Problem};
+
+/// The API of one node. Any number of threads may answer from it.
+pub struct Api {
+    control: Arc<Control>,
+    gate: Gate,
+    /// What monotonic times are counted from.
+    started: Instant,
+}
+
+/// Answers requests until there can be no more. Several threads may share one receiver.
+pub fn serve(api: &Api, requests: &Receiver<Pending>) {
+    for Pending { request, respond } in requests {
+        // Our own mistake in one call must not take the API away from all others.
+        let response = catch_unwind(AssertUnwindSafe(|| api.handle(&request)));
+        respond(response.unwrap_or_else(|_| {
+            tracing::error!(target: "api", method = request.method, "a call failed in the program");
+            Problem::new(Kind::Internal, "the call failed in the program")
+                .into_response(wall_clock())
+        }));
+    }
+}
+
+impl Api {
+    pub fn new(control: Arc<Control>, admin_auth_token: &str) -> Self {
+        Self {
+            control,
+            gate: Gate::new(admin_auth_token),
+            started: Instant::now(),
+        }
+    }
+
+    /// Answers one request. May wait as long as the slowest call may: half a minute.
+    pub fn handle(&self, request: &ApiRequest) -> ApiResponse {
+        let now = wall_clock();
+        let now_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let response = self
+            .answer(request, now, now_ms)
+            .unwrap_or_else(|problem| problem.into_response(now));
+        log_access(request, &response);
+        response
+    }
+
+    /// The same at a given time: of the wall, and monotonic in milliseconds.
+    fn answer(
+        &self,
+        request: &ApiRequest,
+        now: Timestamp,
+        now_ms: u64,
+    ) -> Result<ApiResponse, Problem> {
+        let Some((resource, query)) = Resource::parse(&request.target) else {
+            return Err(Problem::new(
+                Kind::NotFound,
+                "there is nothing under this path",
+            ));
+        };
+        let method = match request.method.as_str() {
+            "GET" | "HEAD" => Some(Method::Get),
+            "POST" => Some(Method::Post),
+            "PUT" => Some(Method::Put),
+            "DELETE" => Some(Method::Delete),
+            "OPTIONS" => {
+                let headers = vec![("allow", resource.allow())];
+                return Ok(ApiResponse {
+                    status: 204,
+                    headers,
+                    body: vec![],
+                    close: false,
+                });
+            }
+            _ => None,
+        };
+        let Some(method) = method.filter(|method| resource.methods().contains(method)) else {
+            let problem = Problem::new(
+                Kind::MethodNotAllowed,
+                "this path has other methods, see Allow",
+            );
+            return Err(problem.with_header("allow", resource.allow()));
+        };
+        if request.body.len() > resource.body_bytes_max() {
+            let detail = format!(
+                "the body may have at most {} bytes",
+                resource.body_bytes_max()
+            );
+            return Err(Problem::new(Kind::PayloadTooLarge, detail).closing());
+        }
+        let control = &*self.control;
+        match (resource, method) {
+            (Resource::Node, _) => Ok(node::health(control)),
+            (Resource::Routes, _) => Ok(routes::list(control)),
+            (Resource::Rates, Method::Get) => Ok(rates::read(control)),
+            (Resource::Btp, _) => {
+                let problem = Problem::new(Kind::UpgradeRequired, "BTP is spoken over WebSocket");
+                Err(problem
+                    .with_header("upgrade", "websocket")
+                    .with_header("connection", "Upgrade"))
+            }
+            (Resource::Packets, _) => Err(Problem::new(
+                Kind::UnsupportedMediaType,
+                "a packet comes as application/octet-stream to the shard that owns its account",
+            )),
+            (Resource::Account(username), Method::Get) => {
+                let account = self.gate.find(control, request, now_ms, &username)?;
+                Ok(accounts::read(control, &account))
+            }
+            (Resource::Balance(username), _) => {
+                let account = self.gate.find(control, request, now_ms, &username)?;
+                accounts::balance(control, &account, query)
+            }
+            (resource, method) => {
+                self.gate.admit_admin(request, now_ms)?;
+                match (resource, method) {
+                    (Resource::Accounts, Method::Get) => accounts::list(control, query),
+                    (Resource::Accounts, _) => accounts::create(control, request, now),
+                    (Resource::Account(username), Method::Put) => {
+                        accounts::update(control, request, &username)
+                    }
+                    (Resource::Account(username), _) => accounts::delete(control, &username, query),
+                    (Resource::StaticRoutes, _) => routes::replace(control, request),
+                    (Resource::StaticRoute(prefix), Method::Put) => {
+                        routes::set(control, request, &prefix)
+                    }
+                    (Resource::StaticRoute(prefix), _) => routes::remove(control, &prefix),
+                    (Resource::Rates, _) => rates::replace(control, request),
+                    (Resource::Audit, _) => node::audit(control),
+                    _ => Err(Problem::new(
+                        Kind::Internal,
+                        "this call is admitted and has no handler",
+                    )),
+                }
+            }
+        }
+    }
+}
+
+/// The body of a call that takes JSON.
+fn read_json(request: &ApiRequest) -> Result<Json, Problem> {
+    check_content_type(request)?;
+    Ok(json::parse(&request.body)?)
+}
+
+/// Any `application/*` or none at all: command-line clients send the type of forms.
+fn check_content_type(request: &ApiRequest) -> Result<(), Problem> {
+    let Some((_, value)) = request
+        .headers
+        .iter()
+        .find(|(name, _)| name == "content-type")
+    else {
+        return Ok(());
+    };
+    let value = String::from_utf8_lossy(value);
+    let mut parts = value.split(';').map(str::trim);
+    let media_type = parts.next().unwrap_or_default();
+    let is_application = media_type
+        .split_once('/')
+        .is_some_and(|(kind, _)| kind.trim().eq_ignore_ascii_case("application"));
+    if !is_application {
+        return Err(Problem::new(
+            Kind::UnsupportedMediaType,
+            "expected application/json",
+        ));
+    }
+    for parameter in parts {
+        let Some((name, value)) = parameter.split_once('=') else {
+            continue;
+        };
+        let charset = value.trim().trim_matches('"');
+        if name.trim().eq_ignore_ascii_case("charset") && !charset.eq_ignore_ascii_case("utf-8") {
+            return Err(Problem::new(
+                Kind::BadRequest,
+                "the charset of JSON is utf-8",
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// One line per call; the query stays out, because clients put secrets there.
+fn log_access(request: &ApiRequest, response: &ApiResponse) {
+    let header = |wanted: &str| {
+        let value = request
+            .headers
+            .iter()
+            .find(|(name, _)| name == wanted)
+            .map(|(_, value)| value.as_slice());
+        String::from_utf8_lossy(value.unwrap_or_default()).into_owned()
+    };
+    tracing::info!(
+        target: "api",
+        peer = %request.peer,
+        method = request.method,
+        path = request.target.split('?').next().unwrap_or_default(),
+        status = response.status,
+        referrer = header("referer"),
+        agent = header("user-agent"),
+    );
+}
+
+/// The cold half's clock: a call reads it once.
+fn wall_clock() -> Timestamp {
+    let since_1970 = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    Timestamp::from_millis(u64::try_from(since_1970.as_millis()).unwrap_or(u64::MAX))
+}

@@ -1,0 +1,224 @@
+//! Which resource a request target names, and what may be done with it.
+//!
+//! Owns the paths of the API: percent-decoding, the trailing slash, the methods of each resource, and how large a body
+//! each takes. Leaves the packets' own paths to the shards; they are known here so that a wrong method on them is 405 and
+//! not 404.
+
+/// 64 KiB: accounts and settings.
+pub const BODY_BYTES_MAX: usize = 64 * 1024;
+/// 4 MiB: maps of rates and routes.
+pub const MAP_BODY_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// What a path names. Names and prefixes are decoded and not checked any further.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Resource {
+    /// `/`
+    Node,
+    /// `/accounts`
+    Accounts,
+    /// `/accounts/:username`
+    Account(String),
+    /// `/accounts/:username/balance`
+    Balance(String),
+    /// `/ilp`, `/accounts/:username/ilp`
+    Packets,
+    /// `/ilp/btp`, `/accounts/:username/ilp/btp`
+    Btp,
+    /// `/routes`
+    Routes,
+    /// `/routes/static`
+    StaticRoutes,
+    /// `/routes/static/:prefix`
+    StaticRoute(String),
+    /// `/rates`
+    Rates,
+    /// `/ledger/audit`
+    Audit,
+}
+
+/// A method of HTTP that some resource has.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Method {
+    Get,
+    Post,
+    Put,
+    Delete,
+}
+
+impl Resource {
+    /// The resource of a request target, and its query. `None`: there is no such thing.
+    pub fn parse(target: &str) -> Option<(Self, &str)> {
+        let (path, query) = target.split_once('?').unwrap_or((target, ""));
+        let path = path.strip_prefix('/')?;
+        // One trailing slash is ignored; the client of interledger-rs posts to `/accounts/`.
+        let path = path.strip_suffix('/').unwrap_or(path);
+        let segments: Vec<String> = match path {
+            "" => vec![],
+            _ => path.split('/').map(decode_segment).collect::<Option<_>>()?,
+        };
+        let segments: Vec<&str> = segments.iter().map(String::as_str).collect();
+        let resource = match segments[..] {
+            [] => Self::Node,
+            ["accounts"] => Self::Accounts,
+            ["accounts", username] => Self::Account(username.to_owned()),
+            ["accounts", username, "balance"] => Self::Balance(username.to_owned()),
+            ["ilp"] | ["accounts", _, "ilp"] => Self::Packets,
+            ["ilp", "btp"] | ["accounts", _, "ilp", "btp"] => Self::Btp,
+            ["routes"] => Self::Routes,
+            ["routes", "static"] => Self::StaticRoutes,
+            ["routes", "static", prefix] => Self::StaticRoute(prefix.to_owned()),
+            ["rates"] => Self::Rates,
+            ["ledger", "audit"] => Self::Audit,
+            _ => return None,
+        };
+        Some((resource, query))
+    }
+
+    pub fn methods(&self) -> &'static [Method] {
+        match self {
+            Self::Accounts => &[Method::Get, Method::Post],
+            Self::Account(_) => &[Method::Get, Method::Put, Method::Delete],
+            Self::Node | Self::Balance(_) | Self::Btp | Self::Routes | Self::Audit => {
+                &[Method::Get]
+            }
+            Self::Packets => &[Method::Post],
+            Self::StaticRoutes => &[Method::Put],
+            Self::StaticRoute(_) => &[Method::Put, Method::Delete],
+            Self::Rates => &[Method::Get, Method::Put],
+        }
+    }
+
+    /// The value of `Allow`. HEAD goes wherever GET goes, OPTIONS everywhere.
+    pub fn allow(&self) -> String {
+        let mut names = Vec::new();
+        for method in self.methods() {
+            match method {
+                Method::Get => names.extend(["GET", "HEAD"]),
+                Method::Post => names.push("POST"),
+                Method::Put => names.push("PUT"),
+                Method::Delete => names.push("DELETE"),
+            }
+        }
+        names.push("OPTIONS");
+        names.join(", ")
+    }
+
+    /// How large a body may be, in bytes.
+    pub fn body_bytes_max(&self) -> usize {
+        match self {
+            Self::Rates | Self::StaticRoutes => MAP_BODY_BYTES_MAX,
+            _ => BODY_BYTES_MAX,
+        }
+    }
+}
+
+/// How large the body of a request to this target may be, in bytes.
+pub fn body_max(target: &str) -> usize {
+    Resource::parse(target).map_or(BODY_BYTES_MAX, |(resource, _)| resource.body_bytes_max())
+}
+
+/// Percent-decodes one segment, once. `None` for what is empty, no UTF-8, a broken escape, or a slash in disguise.
+fn decode_segment(segment: &str) -> Option<String> {
+    let decoded = percent_decode(segment)?;
+    (!decoded.is_empty() && !decoded.contains('/')).then_some(decoded)
+}
+
+/// RFC 3986, section 2.1. `None` if an escape is broken or the bytes are no UTF-8.
+pub fn percent_decode(text: &str) -> Option<String> {
+    let mut decoded = Vec::with_capacity(text.len());
+    let mut bytes = text.bytes();
+    while let Some(byte) = bytes.next() {
+        if byte == b'%' {
+            let mut digit = || char::from(bytes.next()?).to_digit(16);
+            let value = digit()? << 4 | digit()?;
+            decoded.push(value as u8);
+        } else {
+            decoded.push(byte);
+        }
+    }
+    String::from_utf8(decoded).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn table() {
+        use Resource::*;
+        for (target, expected) in [
+            ("/", Some((Node, ""))),
+            ("/?x=1", Some((Node, "x=1"))),
+            ("/accounts", Some((Accounts, ""))),
+            ("/accounts/", Some((Accounts, ""))),
+            ("/accounts//", None),
+            ("//accounts", None),
+            (
+                "/accounts?limit=1&after=a",
+                Some((Accounts, "limit=1&after=a")),
+            ),
+            ("/accounts/alice", Some((Account("alice".into()), ""))),
+            ("/accounts/%61lice/", Some((Account("alice".into()), ""))),
+            ("/accounts/Zo%C3%AB", Some((Account("Zoë".into()), ""))),
+            ("/accounts/a+b", Some((Account("a+b".into()), ""))),
+            ("/accounts/%2561", Some((Account("%61".into()), ""))),
+            ("/accounts/a%2Fb", None),
+            ("/accounts/%ff", None),
+            ("/accounts/%6", None),
+            ("/accounts/%zz", None),
+            ("/accounts/%+1", None),
+            (
+                "/accounts/alice/balance",
+                Some((Balance("alice".into()), "")),
+            ),
+            ("/accounts/alice/ilp", Some((Packets, ""))),
+            ("/accounts/alice/ilp/btp", Some((Btp, ""))),
+            ("/accounts/alice/other", None),
+            ("/accounts/balance", Some((Account("balance".into()), ""))),
+            ("/ilp", Some((Packets, ""))),
+            ("/ilp/btp", Some((Btp, ""))),
+            ("/routes", Some((Routes, ""))),
+            ("/routes/static", Some((StaticRoutes, ""))),
+            ("/routes/static/", Some((StaticRoutes, ""))),
+            (
+                "/routes/static/ex%41mple.x",
+                Some((StaticRoute("exAmple.x".into()), "")),
+            ),
+            ("/routes/static/a/b", None),
+            ("/rates", Some((Rates, ""))),
+            ("/ledger/audit", Some((Audit, ""))),
+            ("/ledger", None),
+            ("/Accounts", None),
+            ("accounts", None),
+            ("*", None),
+            ("", None),
+        ] {
+            assert_eq!(Resource::parse(target), expected, "{target}");
+        }
+    }
+
+    #[test]
+    fn methods_and_bodies() {
+        for (target, allow, body) in [
+            ("/", "GET, HEAD, OPTIONS", BODY_BYTES_MAX),
+            ("/accounts", "GET, HEAD, POST, OPTIONS", BODY_BYTES_MAX),
+            (
+                "/accounts/alice",
+                "GET, HEAD, PUT, DELETE, OPTIONS",
+                BODY_BYTES_MAX,
+            ),
+            ("/ilp", "POST, OPTIONS", BODY_BYTES_MAX),
+            ("/routes/static", "PUT, OPTIONS", MAP_BODY_BYTES_MAX),
+            ("/routes/static/g", "PUT, DELETE, OPTIONS", BODY_BYTES_MAX),
+            ("/rates", "GET, HEAD, PUT, OPTIONS", MAP_BODY_BYTES_MAX),
+        ] {
+            assert_eq!(
+                Resource::parse(target).unwrap().0.allow(),
+                allow,
+                "{target}"
+            );
+            assert_eq!(body_max(target), body, "{target}");
+        }
+        assert_eq!(body_max("/unknown"), BODY_BYTES_MAX);
+    }
+}

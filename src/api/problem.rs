@@ -1,0 +1,328 @@
+//! What a refused call is told (RFC 7807, `application/problem+json`), and how answers are put together.
+//!
+//! Owns the list of problems: each has a name here, and one place gives it its status, title and code. Callers rely on
+//! the codes. Details name the field and the rule, and never a secret or the inside of the program.
+
+use serde::Serialize;
+
+use crate::control::ControlError;
+use crate::shard::control::ApiResponse;
+use crate::wire::timestamp::Timestamp;
+
+use super::json::InvalidJson;
+
+/// Every way to refuse a call.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kind {
+    BadRequest,
+    JsonSyntax,
+    JsonData,
+    JsonEof,
+    Unauthorized,
+    NotFound,
+    AccountNotFound,
+    MethodNotAllowed,
+    DuplicateUsername,
+    SecondParent,
+    DuplicateAddress,
+    BalanceNotZero,
+    AssetInUse,
+    PacketsInFlight,
+    PayloadTooLarge,
+    UnsupportedMediaType,
+    UpgradeRequired,
+    TooManyRequests,
+    Internal,
+    NotReady,
+}
+
+impl Kind {
+    /// Status, code, title, and the last part of the type's URI; without it the type is `about:blank`.
+    const fn row(self) -> (u16, &'static str, &'static str, Option<&'static str>) {
+        const EXISTS: &str = "Provided resource already exists";
+        match self {
+            Self::BadRequest => (400, "bad_request", "Bad Request", None),
+            Self::JsonSyntax => (400, "json_syntax", "JSON Syntax Error", Some("json-syntax")),
+            Self::JsonData => (400, "json_data", "JSON Data Error", Some("json-data")),
+            Self::JsonEof => (400, "json_eof", "JSON Unexpected EOF", Some("json-eof")),
+            Self::Unauthorized => (401, "unauthorized", "Unauthorized", None),
+            Self::NotFound => (404, "not_found", "Not Found", None),
+            Self::AccountNotFound => (
+                404,
+                "account_not_found",
+                "Account Not Found",
+                Some("accounts/account-not-found"),
+            ),
+            Self::MethodNotAllowed => (405, "method_not_allowed", "Method Not Allowed", None),
+            Self::DuplicateUsername => (409, "duplicate_username", EXISTS, None),
+            Self::SecondParent => (409, "second_parent", EXISTS, None),
+            Self::DuplicateAddress => (409, "duplicate_address", EXISTS, None),
+            Self::BalanceNotZero => (409, "balance_not_zero", "Conflict", None),
+            Self::AssetInUse => (409, "asset_in_use", "Conflict", None),
+            Self::PacketsInFlight => (409, "packets_in_flight", "Conflict", None),
+            Self::PayloadTooLarge => (413, "payload_too_large", "Payload Too Large", None),
+            Self::UnsupportedMediaType => (
+                415,
+                "unsupported_media_type",
+                "Unsupported Media Type",
+                None,
+            ),
+            Self::UpgradeRequired => (426, "upgrade_required", "Upgrade Required", None),
+            Self::TooManyRequests => (429, "too_many_requests", "Too Many Requests", None),
+            Self::Internal => (500, "internal", "Internal Server Error", None),
+            Self::NotReady => (503, "not_ready", "Service Unavailable", None),
+        }
+    }
+}
+
+/// One field that is wrong.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct InvalidParam {
+    pub name: Box<str>,
+    #[serde(rename = "type")]
+    pub fault: Fault,
+}
+
+/// What is wrong with a field.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Fault {
+    Missing,
+    Invalid,
+    TooLong,
+    OutOfRange,
+    Immutable,
+}
+
+/// A refusal on its way to the caller.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Problem {
+    kind: Kind,
+    detail: String,
+    invalid_params: Vec<InvalidParam>,
+    headers: Vec<(&'static str, String)>,
+    close: bool,
+}
+
+impl Problem {
+    pub fn new(kind: Kind, detail: impl Into<String>) -> Self {
+        Self {
+            kind,
+            detail: detail.into(),
+            invalid_params: vec![],
+            headers: vec![],
+            close: false,
+        }
+    }
+
+    /// Some fields are wrong; the detail lists them all.
+    pub fn fields(kind: Kind, fields: Vec<(InvalidParam, String)>) -> Self {
+        let sentence = |(field, rule): &(InvalidParam, String)| match field.fault {
+            Fault::Missing => format!("{} is missing", field.name),
+            _ => format!("{}: {rule}", field.name),
+        };
+        let detail = fields.iter().map(sentence).collect::<Vec<_>>().join("; ");
+        let invalid_params = fields.into_iter().map(|(field, _)| field).collect();
+        Self {
+            invalid_params,
+            ..Self::new(kind, detail)
+        }
+    }
+
+    /// One field is wrong.
+    pub fn field(kind: Kind, name: &str, fault: Fault, rule: impl Into<String>) -> Self {
+        Self::fields(
+            kind,
+            vec![(
+                InvalidParam {
+                    name: name.into(),
+                    fault,
+                },
+                rule.into(),
+            )],
+        )
+    }
+
+    /// RFC 9110, section 11.6.1: a 401 says how to authenticate.
+    pub fn unauthorized(detail: &str) -> Self {
+        Self::new(Kind::Unauthorized, detail).with_header("www-authenticate", "Bearer")
+    }
+
+    pub fn with_header(mut self, name: &'static str, value: impl Into<String>) -> Self {
+        self.headers.push((name, value.into()));
+        self
+    }
+
+    /// The connection is of no use after this answer.
+    pub fn closing(mut self) -> Self {
+        self.close = true;
+        self
+    }
+
+    pub fn into_response(self, now: Timestamp) -> ApiResponse {
+        /// In the order in which the members are written.
+        #[derive(Serialize)]
+        struct Body<'a> {
+            r#type: String,
+            title: &'static str,
+            status: u16,
+            code: &'static str,
+            detail: &'a str,
+            datetime: String,
+            #[serde(rename = "invalid-params", skip_serializing_if = "<[_]>::is_empty")]
+            invalid_params: &'a [InvalidParam],
+        }
+        let (status, code, title, name) = self.kind.row();
+        let body = Body {
+            r#type: match name {
+                Some(name) => format!("https://errors.interledger.org/http-api/{name}"),
+                None => "about:blank".to_owned(),
+            },
+            title,
+            status,
+            code,
+            detail: &self.detail,
+            datetime: now.to_rfc3339(),
+            invalid_params: &self.invalid_params,
+        };
+        let mut headers = vec![("content-type", "application/problem+json".to_owned())];
+        headers.extend(self.headers);
+        ApiResponse {
+            status,
+            headers,
+            body: to_json(&body),
+            close: self.close,
+        }
+    }
+}
+
+impl From<ControlError> for Problem {
+    fn from(error: ControlError) -> Self {
+        let kind = match &error {
+            ControlError::AccountNotFound { .. } => Kind::AccountNotFound,
+            ControlError::RouteNotFound => Kind::NotFound,
+            ControlError::DuplicateUsername { .. } => Kind::DuplicateUsername,
+            ControlError::SecondParent => Kind::SecondParent,
+            ControlError::DuplicateAddress { .. } => Kind::DuplicateAddress,
+            ControlError::InvalidAddress { rule } => {
+                return Self::field(Kind::JsonData, "ilp_address", Fault::Invalid, rule);
+            }
+            ControlError::AssetInUse => Kind::AssetInUse,
+            ControlError::BalanceNotZero { .. } => Kind::BalanceNotZero,
+            ControlError::PacketsInFlight => Kind::PacketsInFlight,
+            ControlError::TooManyAssets
+            | ControlError::TooManyAccounts
+            | ControlError::TooManyRoutes { .. } => Kind::BadRequest,
+            ControlError::NotReady { .. } => Kind::NotReady,
+            ControlError::Internal(reason) => {
+                // The caller is not told what is inside; the operator is.
+                tracing::error!(target: "api", %reason, "a change was refused by the store");
+                return Self::new(
+                    Kind::Internal,
+                    "the change could not be made; nothing was changed",
+                );
+            }
+        };
+        let problem = Self::new(kind, error.to_string());
+        if kind == Kind::NotReady {
+            problem.with_header("retry-after", "5")
+        } else {
+            problem
+        }
+    }
+}
+
+impl From<InvalidJson> for Problem {
+    fn from(error: InvalidJson) -> Self {
+        let detail = error.to_string();
+        match error {
+            InvalidJson::Eof => Self::new(Kind::JsonEof, detail),
+            InvalidJson::Syntax(_) | InvalidJson::TooDeep => Self::new(Kind::JsonSyntax, detail),
+            InvalidJson::DuplicateMember(name) => Self::field(
+                Kind::JsonData,
+                &shorten(&name),
+                Fault::Invalid,
+                "this member is there twice",
+            ),
+        }
+    }
+}
+
+/// 200 with a JSON body.
+pub fn json_answer(body: &impl Serialize) -> ApiResponse {
+    json_answer_with_status(200, body)
+}
+
+pub fn json_answer_with_status(status: u16, body: &impl Serialize) -> ApiResponse {
+    let headers = vec![("content-type", "application/json".to_owned())];
+    ApiResponse {
+        status,
+        headers,
+        body: to_json(body),
+        close: false,
+    }
+}
+
+/// 200 with a text.
+pub fn text_answer(text: &str) -> ApiResponse {
+    let headers = vec![("content-type", "text/plain; charset=utf-8".to_owned())];
+    ApiResponse {
+        status: 200,
+        headers,
+        body: text.as_bytes().to_vec(),
+        close: false,
+    }
+}
+
+fn to_json(body: &impl Serialize) -> Vec<u8> {
+    serde_json::to_vec(body).expect("our own answers have texts for names and finite numbers")
+}
+
+/// As much of what a caller sent as an answer may repeat.
+pub fn shorten(text: &str) -> Box<str> {
+    text.chars().take(64).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn members_and_their_order() {
+        let now = Timestamp::from_millis(1_767_607_872_131);
+        let missing = InvalidParam {
+            name: "asset_scale".into(),
+            fault: Fault::Missing,
+        };
+        let range = InvalidParam {
+            name: "min_balance".into(),
+            fault: Fault::OutOfRange,
+        };
+        let fields = vec![(missing, String::new()), (range, "too far".to_owned())];
+        let response = Problem::fields(Kind::JsonData, fields).into_response(now);
+        assert_eq!(response.status, 400);
+        assert_eq!(
+            response.headers,
+            [("content-type", "application/problem+json".to_owned())]
+        );
+        assert_eq!(
+            String::from_utf8(response.body).unwrap(),
+            r#"{"type":"https://errors.interledger.org/http-api/json-data","title":"JSON Data Error","status":400,"#
+                .to_owned()
+                + r#""code":"json_data","detail":"asset_scale is missing; min_balance: too far","#
+                + r#""datetime":"2026-01-05T10:11:12.131Z","invalid-params":[{"name":"asset_scale","type":"missing"},"#
+                + r#"{"name":"min_balance","type":"out_of_range"}]}"#
+        );
+        let response = Problem::unauthorized("no").into_response(now);
+        assert!(
+            response
+                .headers
+                .contains(&("www-authenticate", "Bearer".to_owned()))
+        );
+        assert!(
+            !String::from_utf8(response.body)
+                .unwrap()
+                .contains("invalid-params")
+        );
+    }
+}

@@ -1,0 +1,1342 @@
+//! The API as callers see it, as tables: a call, who makes it, its body, and what must come back.
+//!
+//! The rows of one table share a node and follow each other. The node has a book and shards in memory
+//! ([`crate::control::fake`]).
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+
+use crate::control::Readiness;
+use crate::control::fake::{FakeBook, Node};
+use crate::ledger::account::AccountId;
+use crate::shard::control::AccountState;
+use crate::wire::base64;
+
+use super::*;
+
+const ADMIN: &str = "the admin token";
+const ADMIN_VALUE: &str = "Bearer the admin token";
+
+/// A call, who makes it, the body, the status, and what the answer has to contain. The caller is `admin`, `-` for nobody,
+/// or an `Authorization` value. A part that begins with `!` must not be there; one with `@` is a header, `@name: value`.
+type Row<'a> = (&'a str, &'a str, &'a str, u16, &'a [&'a str]);
+
+struct Caller {
+    api: Api,
+    node: Node,
+    calls: u32,
+}
+
+impl Caller {
+    fn new() -> Self {
+        Self::on(Node::new("example.hub"))
+    }
+
+    fn on(node: Node) -> Self {
+        Self {
+            api: Api::new(Arc::clone(&node.control), ADMIN),
+            node,
+            calls: 0,
+        }
+    }
+
+    /// A request from an address of its own, so that failed attempts do not add up.
+    fn request(&mut self, call: &str, caller: &str, body: &str) -> ApiRequest {
+        self.calls += 1;
+        let (method, target) = call.split_once(' ').unwrap();
+        let mut headers = vec![("host".to_owned(), b"hub".to_vec())];
+        match caller {
+            "-" => {}
+            "admin" => headers.push(("authorization".to_owned(), ADMIN_VALUE.into())),
+            value => headers.push(("authorization".to_owned(), value.into())),
+        }
+        ApiRequest {
+            method: method.to_owned(),
+            target: target.to_owned(),
+            headers,
+            body: body.into(),
+            peer: IpAddr::V4(Ipv4Addr::from(0x0a00_0000 + self.calls)),
+        }
+    }
+
+    fn call(
+        &mut self,
+        call: &str,
+        caller: &str,
+        body: &str,
+    ) -> (u16, String, Vec<(&'static str, String)>) {
+        let request = self.request(call, caller, body);
+        show(self.api.handle(&request))
+    }
+
+    fn check(&mut self, rows: &[Row<'_>]) {
+        for (call, caller, body, status, parts) in rows {
+            let (found, answer, headers) = self.call(call, caller, body);
+            let row =
+                format!("{call} by {caller} with {body:.200}: {found} {headers:?} {answer:.800}");
+            assert_eq!(found, *status, "{row}");
+            for part in *parts {
+                if let Some(absent) = part.strip_prefix('!') {
+                    assert!(!answer.contains(absent), "{absent} is in {row}");
+                } else if let Some(header) = part.strip_prefix('@') {
+                    let (name, value) = header.split_once(": ").unwrap();
+                    assert!(
+                        headers.iter().any(|(n, v)| *n == name && v == value),
+                        "{header} is not in {row}"
+                    );
+                } else {
+                    assert!(answer.contains(part), "{part} is not in {row}");
+                }
+            }
+            if *status >= 400 && call.split(' ').nth(1) != Some("/") {
+                assert!(
+                    answer.contains(&format!("\"status\":{status},\"code\":\"")),
+                    "{row}"
+                );
+                assert!(answer.contains("\"datetime\":\"20"), "{row}");
+            }
+        }
+    }
+
+    fn id_of(&self, username: &str) -> AccountId {
+        self.node.control.find_account(username).unwrap().id
+    }
+}
+
+fn show(response: ApiResponse) -> (u16, String, Vec<(&'static str, String)>) {
+    (
+        response.status,
+        String::from_utf8(response.body).unwrap(),
+        response.headers,
+    )
+}
+
+const ALICE: &str = r#"{"username":"alice","asset_code":"abc","asset_scale":9,"ilp_over_http_incoming_token":"alice-pw"}"#;
+const BOB: &str = r#"{"username":"bob","asset_code":"XYZ","asset_scale":"2","ilp_over_http_incoming_token":"bob:pw"}"#;
+
+#[test]
+fn creating_accounts() {
+    let minimum =
+        |name: &str| format!(r#"{{"username":"{name}","asset_code":"ABC","asset_scale":9}}"#);
+    let plus = |name: &str, more: &str| {
+        format!(r#"{{"username":"{name}","asset_code":"ABC","asset_scale":9,{more}}}"#)
+    };
+    let mut caller = Caller::new();
+    caller.check(&[
+        (
+            "POST /accounts",
+            "admin",
+            ALICE,
+            200,
+            &[
+                r#","username":"alice","ilp_address":"example.hub.alice","asset_code":"ABC","asset_scale":9,"max_packet_amount":18446744073709551615,"min_balance":null,"ilp_over_http_url":null,"ilp_over_http_incoming_token":"SECRET","ilp_over_http_outgoing_token":"SECRET","ilp_over_btp_url":null,"ilp_over_btp_incoming_token":"SECRET","ilp_over_btp_outgoing_token":"SECRET","settle_threshold":null,"settle_to":null,"routing_relation":"NonRoutingAccount","round_trip_time":500,"packets_per_minute_limit":null,"amount_per_minute_limit":null,"settlement_engine_url":null,"max_balance":null,"tokens_set":["ilp_over_http_incoming_token"],"links":{"http":null,"btp":null},"created_at":"20"#,
+                "!alice-pw",
+                "!warnings",
+                "@content-type: application/json",
+            ],
+        ),
+        ("POST /accounts", "admin", ALICE, 409, &[r#""code":"duplicate_username""#]),
+        ("POST /accounts/", "admin", &minimum("ALICE"), 409, &[r#""title":"Provided resource already exists""#]),
+        (
+            "POST /accounts/",
+            "admin",
+            BOB,
+            200,
+            &[r#""asset_scale":2"#, "!bob:pw", "@content-type: application/json"],
+        ),
+        ("POST /accounts", "admin", &minimum("Carol"), 200, &[r#""username":"Carol","ilp_address":"example.hub.Carol""#]),
+        ("POST /accounts", "admin", &minimum("d"), 400, &[r#"{"name":"username","type":"invalid"}"#]),
+        ("POST /accounts", "admin", &minimum("d-d"), 400, &["username: may have letters"]),
+        ("POST /accounts", "admin", &minimum(r"d\u0064"), 200, &[r#""username":"dd""#]),
+        ("POST /accounts", "admin", &minimum("zoë"), 400, &[r#"{"name":"ilp_address","type":"invalid"}"#]),
+        ("POST /accounts", "admin", &plus("zoë", r#""ilp_address":"example.zoe""#), 200, &["\"username\":\"zoë\""]),
+        ("POST /accounts", "admin", &plus("ZOË", r#""ilp_address":"example.zoe2""#), 409, &["duplicate_username"]),
+        ("POST /accounts", "admin", "{}", 400, &[
+            r#""code":"json_data","detail":"username is missing; asset_code is missing; asset_scale is missing""#,
+            r#""invalid-params":[{"name":"username","type":"missing"},"#,
+        ]),
+        ("POST /accounts", "admin", "", 400, &[r#""code":"json_eof""#]),
+        ("POST /accounts", "admin", r#"{"username""#, 400, &["json_eof", "JSON Unexpected EOF"]),
+        ("POST /accounts", "admin", "{username}", 400, &["json_syntax"]),
+        ("POST /accounts", "admin", "[]", 400, &["json_data", "expected an object, found an array"]),
+        ("POST /accounts", "admin", &plus("ee", r#""asset_scale":9"#), 400, &["asset_scale: this member is there twice"]),
+        ("POST /accounts", "admin", &"[".repeat(33), 400, &["json_syntax", "deeper than 32"]),
+        ("POST /accounts", "admin", &plus("ee", r#""colour":"red""#), 200, &[
+            r#""warnings":[{"field":"colour","message":"is not known and was ignored"}]"#,
+        ]),
+        ("POST /accounts", "admin", &plus("ff", r#""min_balance":"-100","max_packet_amount":"7","max_balance":5"#), 200, &[
+            r#""min_balance":-100"#, r#""max_packet_amount":7,"#, r#""max_balance":5,"#,
+        ]),
+        ("POST /accounts", "admin", &plus("gg", r#""min_balance":1.5"#), 400, &[r#"{"name":"min_balance","type":"invalid"}"#]),
+        ("POST /accounts", "admin", &plus("gg", r#""max_packet_amount":-1"#), 400, &["out_of_range"]),
+        ("POST /accounts", "admin", &plus("gg", r#""ilp_over_http_url":"http://u:p@h/""#), 400, &["!u:p"]),
+        ("POST /accounts", "admin", &plus("gg", r#""ilp_over_http_incoming_token":"""#), 400, &["must not be empty"]),
+        // Addresses.
+        ("POST /accounts", "admin", &plus("gg", r#""ilp_address":"example.hub.alice""#), 409, &["duplicate_address"]),
+        ("POST /accounts", "admin", &plus("gg", r#""ilp_address":"peer.settle""#), 400, &["ilp_address"]),
+        ("POST /accounts", "admin", &plus("gg", r#""ilp_address":"g.other""#), 200, &[
+            r#""warnings":[{"field":"ilp_address","message":"has another scheme"#,
+        ]),
+        ("POST /accounts", "admin", &plus("own", r#""ilp_address":"example.hub""#), 200, &[r#""ilp_address":"example.hub","#]),
+        ("POST /accounts", "admin", &plus("own2", r#""ilp_address":"example.hub""#), 409, &["duplicate_address"]),
+        // Two links to one neighbour, but no customer beside them.
+        ("POST /accounts", "admin", &plus("n1", r#""ilp_address":"example.n","routing_relation":"peer""#), 200, &[
+            r#""routing_relation":"Peer""#,
+        ]),
+        ("POST /accounts", "admin", &plus("n2", r#""ilp_address":"example.n","routing_relation":"PARENT""#), 200, &["Parent"]),
+        ("POST /accounts", "admin", &plus("n3", r#""ilp_address":"example.n""#), 409, &["duplicate_address"]),
+        ("POST /accounts", "admin", &plus("n4", r#""routing_relation":"Parent""#), 409, &["second_parent"]),
+        // Links and settlement that do not work yet.
+        ("POST /accounts", "admin", &plus("btp1", r#""ilp_over_btp_url":"btp+ws://u:pass@h:1/x","settle_threshold":5,"settle_to":5"#), 200, &[
+            r#""ilp_over_btp_url":"btp+ws://u@h:1/x""#,
+            r#""tokens_set":["ilp_over_btp_outgoing_token"],"links":{"http":null,"btp":"connecting"}"#,
+            r#"{"field":"ilp_over_btp_url","message":"is not connected yet"#,
+            r#"{"field":"settle_threshold","message":"is not above settle_to"#,
+            r#"{"field":"settle_threshold","message":"has no settlement engine"#,
+            "!pass",
+        ]),
+        ("GET /accounts/n1", "admin", "", 200, &[r#""username":"n1""#]),
+        // The older account keeps the route; the parent has the default route.
+        ("GET /routes", "-", "", 200, &[r#"{"":"n2","#, r#""example.n":"n1""#, r#""example.hub.alice":"alice""#]),
+    ]);
+    assert_eq!(caller.node.control.account_count(), 12);
+}
+
+#[test]
+fn effects_come_in_order() {
+    let mut caller = Caller::new();
+    caller.check(&[("POST /accounts", "admin", ALICE, 200, &[])]);
+    assert_eq!(
+        caller.node.shards.take_published(),
+        "account:alice@example.hub.alice route:example.hub.alice=0"
+    );
+    for (call, body, published) in [
+        (
+            "PUT /accounts/alice",
+            r#"{"max_packet_amount":5}"#,
+            "account:alice@example.hub.alice",
+        ),
+        ("PUT /accounts/alice", r#"{"max_packet_amount":5}"#, ""),
+        ("PUT /accounts/alice", "{}", ""),
+        (
+            "PUT /accounts/alice",
+            r#"{"ilp_address":"example.a"}"#,
+            "account:alice@example.a route:example.a=0 no-route:example.hub.alice",
+        ),
+        (
+            "PUT /accounts/alice",
+            r#"{"routing_relation":"Parent"}"#,
+            "account:alice@example.a route:=0",
+        ),
+        (
+            "PUT /accounts/alice",
+            r#"{"routing_relation":null}"#,
+            "account:alice@example.a no-route:",
+        ),
+        (
+            "PUT /routes/static",
+            r#"{"g":"alice","example.b":"alice"}"#,
+            "route:example.b=0 route:g=0",
+        ),
+        (
+            "PUT /routes/static",
+            r#"{"g":"alice"}"#,
+            "no-route:example.b",
+        ),
+        ("PUT /routes/static/g", "alice", ""),
+        ("PUT /rates", r#"{"ABC":1}"#, "rates:1"),
+        (
+            "PUT /accounts/alice",
+            r#"{"asset_scale":8}"#,
+            "close:0 account:alice@example.a reopen:0",
+        ),
+        (
+            "DELETE /accounts/alice",
+            "",
+            "close:0 no-route:example.a no-route:g remove:0",
+        ),
+    ] {
+        let (status, answer, _) = caller.call(call, "admin", body);
+        assert_eq!(status, 200, "{call} {body}: {answer}");
+        assert_eq!(
+            caller.node.shards.take_published(),
+            published,
+            "{call} {body}"
+        );
+    }
+}
+
+#[test]
+fn who_may_call() {
+    let basic = |pair: &str| format!("Basic {}", base64::encode(pair.as_bytes()));
+    let calls = [
+        // call, body, holder of alice, nobody
+        ("GET /accounts/alice", "", 200, 401),
+        ("GET /accounts/alice/balance", "", 200, 401),
+        ("HEAD /accounts/alice", "", 200, 401),
+        ("GET /accounts", "", 401, 401),
+        ("POST /accounts", "", 401, 401),
+        ("PUT /accounts/alice", "{}", 401, 401),
+        ("PUT /rates", "{}", 401, 401),
+        ("PUT /routes/static", "{}", 401, 401),
+        ("PUT /routes/static/g.x", "alice", 401, 401),
+        ("DELETE /routes/static/g.x", "", 401, 401),
+        ("DELETE /accounts/alice", "", 401, 401),
+        ("GET /ledger/audit", "", 401, 401),
+        ("GET /", "", 200, 200),
+        ("GET /rates", "", 200, 200),
+        ("GET /routes", "", 200, 200),
+    ];
+    let holders = [
+        "Bearer alice-pw".to_owned(),
+        "bearer   alice-pw".to_owned(),
+        "Bearer alice:alice-pw".to_owned(),
+        "Bearer ALICE:alice-pw".to_owned(),
+        "Bearer alice%3Aalice-pw".to_owned(),
+        basic("alice:alice-pw"),
+    ];
+    let strangers = [
+        "Bearer bob:pw".to_owned(), // valid, but for another account
+        "Bearer bob:alice-pw".to_owned(),
+        "Bearer alice:".to_owned(),
+        "Bearer wrong".to_owned(),
+        "Bearer".to_owned(),
+        "XXXXXX alice-pw".to_owned(),
+        "alice-pw".to_owned(),
+        "\u{ff}".to_owned(),
+        basic("bob:bob:pw"),
+        basic("admin:the admin token"), // Basic is for holders
+        "Bearer the admin token ".to_owned(),
+        "-".to_owned(),
+    ];
+    let mut caller = Caller::new();
+    caller.check(&[
+        ("POST /accounts", "admin", ALICE, 200, &[]),
+        ("POST /accounts", "admin", BOB, 200, &[]),
+    ]);
+    for (call, body, holder_status, stranger_status) in calls {
+        for holder in &holders {
+            assert_eq!(
+                caller.call(call, holder, body).0,
+                holder_status,
+                "{call} by {holder}"
+            );
+        }
+        for stranger in &strangers {
+            let (status, answer, headers) = caller.call(call, stranger, body);
+            assert_eq!(status, stranger_status, "{call} by {stranger}: {answer}");
+            if status == 401 {
+                assert!(
+                    headers.contains(&("www-authenticate", "Bearer".to_owned())),
+                    "{call} by {stranger}"
+                );
+            }
+        }
+    }
+    caller.check(&[
+        ("GET /accounts/bob", "Bearer bob:pw", "", 200, &[]),
+        ("GET /accounts/bob", "Bearer bob:bob:pw", "", 200, &[]),
+        ("GET /accounts/bob", "bEARER the admin token", "", 200, &[]),
+        // Only the operator learns who is not there.
+        (
+            "GET /accounts/nobody",
+            "admin",
+            "",
+            404,
+            &[r#""code":"account_not_found""#],
+        ),
+        ("GET /accounts/nobody", "Bearer alice-pw", "", 401, &[]),
+        ("GET /accounts/nobody/balance", "-", "", 401, &[]),
+        ("GET /accounts/x", "admin", "", 404, &["account_not_found"]),
+        ("GET /accounts/%61lice", "admin", "", 200, &[]),
+        (
+            "GET /accounts/Alice/",
+            "admin",
+            "",
+            200,
+            &[r#""username":"alice""#],
+        ),
+        // Nobody can log in to an account without a token.
+        (
+            "PUT /accounts/bob",
+            "admin",
+            r#"{"ilp_over_http_incoming_token":null}"#,
+            200,
+            &[r#""tokens_set":[]"#],
+        ),
+        ("GET /accounts/bob", "Bearer bob:pw", "", 401, &[]),
+        ("GET /accounts/bob", "Bearer \0", "", 401, &[]),
+    ]);
+    let mut twice = caller.request("GET /accounts/alice", "admin", "");
+    twice
+        .headers
+        .push(("authorization".to_owned(), ADMIN_VALUE.into()));
+    assert_eq!(
+        caller.api.handle(&twice).status,
+        400,
+        "two Authorization headers"
+    );
+}
+
+#[test]
+fn guessing_is_slowed_down() {
+    let mut caller = Caller::new();
+    let mut attempt = |value: &str, now_ms: u64, peer: &str| {
+        let mut request = caller.request("GET /accounts", value, "");
+        request.peer = peer.parse().unwrap();
+        match caller.api.answer(&request, Timestamp::default(), now_ms) {
+            Ok(response) => response.status,
+            Err(problem) => {
+                let (status, _, headers) = show(problem.into_response(Timestamp::default()));
+                assert_eq!(
+                    status == 429,
+                    headers.contains(&("retry-after", "1".to_owned()))
+                );
+                status
+            }
+        }
+    };
+    for row in 0..5 {
+        assert_eq!(attempt("Bearer wrong", 10, "192.0.2.1"), 401, "{row}");
+    }
+    for (value, now_ms, peer, status) in [
+        ("Bearer wrong", 10, "192.0.2.1", 429),
+        (ADMIN_VALUE, 10, "192.0.2.1", 429), // a hit is not told either
+        ("-", 10, "192.0.2.1", 401),         // no attempt
+        (ADMIN_VALUE, 10, "192.0.2.2", 200), // others are not concerned
+        (ADMIN_VALUE, 1_010, "192.0.2.1", 200),
+    ] {
+        assert_eq!(
+            attempt(value, now_ms, peer),
+            status,
+            "{value} at {now_ms} from {peer}"
+        );
+    }
+}
+
+#[test]
+fn paths_methods_and_bodies() {
+    let mut caller = Caller::new();
+    let too_large = format!("{{\"x\":\"{}\"}}", "a".repeat(path::BODY_BYTES_MAX));
+    caller.check(&[
+        (
+            "GET /nothing",
+            "-",
+            "",
+            404,
+            &[
+                r#""code":"not_found""#,
+                "@content-type: application/problem+json",
+            ],
+        ),
+        (
+            "GET /accounts/a%2Fb",
+            "admin",
+            "",
+            404,
+            &[r#""code":"not_found""#],
+        ),
+        ("GET /accounts/%ff", "admin", "", 404, &[]),
+        (
+            "PATCH /accounts",
+            "admin",
+            "",
+            405,
+            &[
+                "@allow: GET, HEAD, POST, OPTIONS",
+                r#""code":"method_not_allowed""#,
+            ],
+        ),
+        ("DELETE /accounts", "-", "", 405, &[]),
+        (
+            "POST /accounts/alice",
+            "-",
+            "",
+            405,
+            &["@allow: GET, HEAD, PUT, DELETE, OPTIONS"],
+        ),
+        ("POST /", "-", "", 405, &[]),
+        ("GET /ilp", "-", "", 405, &["@allow: POST, OPTIONS"]),
+        ("GET /accounts/alice/ilp", "-", "", 405, &[]),
+        (
+            "GET /accounts/alice/ilp/btp",
+            "-",
+            "",
+            426,
+            &["@upgrade: websocket"],
+        ),
+        (
+            "GET /routes/static",
+            "-",
+            "",
+            405,
+            &["@allow: PUT, OPTIONS"],
+        ),
+        (
+            "OPTIONS /rates",
+            "-",
+            "",
+            204,
+            &["@allow: GET, HEAD, PUT, OPTIONS"],
+        ),
+        ("OPTIONS /accounts/nobody", "-", "", 204, &[]),
+        ("OPTIONS /nothing", "-", "", 404, &[]),
+        ("HEAD /", "-", "", 200, &[]),
+        (
+            "POST /accounts",
+            "admin",
+            &too_large,
+            413,
+            &[r#""code":"payload_too_large""#],
+        ),
+        (
+            "PUT /rates",
+            "admin",
+            &too_large,
+            400,
+            &["x: expected a number above 0"],
+        ),
+    ]);
+    for (content_type, status) in [
+        ("application/json", 200),
+        ("application/x-www-form-urlencoded", 200),
+        ("APPLICATION/json; charset=UTF-8", 200),
+        ("application/json;charset=\"utf-8\"", 200),
+        ("application/json; charset=latin1", 400),
+        ("text/plain", 415),
+        ("json", 415),
+        ("", 415),
+        ("\u{ff}", 415),
+    ] {
+        let mut request = caller.request("PUT /rates", "admin", "{}");
+        request
+            .headers
+            .push(("content-type".to_owned(), content_type.into()));
+        assert_eq!(caller.api.handle(&request).status, status, "{content_type}");
+        // A name as text may have any type.
+        request = caller.request("PUT /routes/static/g", "admin", "nobody");
+        request
+            .headers
+            .push(("content-type".to_owned(), content_type.into()));
+        assert_eq!(caller.api.handle(&request).status, 404, "{content_type}");
+    }
+    let request = caller.request("POST /accounts", "admin", &too_large);
+    assert!(
+        caller.api.handle(&request).close,
+        "what follows a body too large is not read"
+    );
+}
+
+#[test]
+fn changing_accounts() {
+    let mut caller = Caller::new();
+    caller.check(&[
+        ("POST /accounts", "admin", ALICE, 200, &[]),
+        ("POST /accounts", "admin", BOB, 200, &[]),
+        (
+            "PUT /accounts/nobody",
+            "admin",
+            "{}",
+            404,
+            &["account_not_found"],
+        ),
+        (
+            "PUT /accounts/alice",
+            "admin",
+            "{}",
+            200,
+            &[r#""tokens_set":["ilp_over_http_incoming_token"]"#],
+        ),
+        ("PUT /accounts/alice", "admin", "", 400, &["json_eof"]),
+        (
+            "PUT /accounts/alice",
+            "admin",
+            r#"{"username":"ALICE"}"#,
+            200,
+            &[r#""username":"alice""#],
+        ),
+        (
+            "PUT /accounts/alice",
+            "admin",
+            r#"{"username":"bob"}"#,
+            400,
+            &[r#"{"name":"username","type":"immutable"}"#],
+        ),
+        (
+            "PUT /accounts/alice",
+            "admin",
+            r#"{"min_balance":-5,"round_trip_time":"9"}"#,
+            200,
+            &[r#""min_balance":-5"#],
+        ),
+        (
+            "PUT /accounts/alice",
+            "admin",
+            r#"{"max_packet_amount":7}"#,
+            200,
+            &[r#""min_balance":-5"#, r#""round_trip_time":9"#],
+        ),
+        (
+            "PUT /accounts/alice",
+            "admin",
+            r#"{"min_balance":null,"max_packet_amount":null,"round_trip_time":null}"#,
+            200,
+            &[
+                r#""max_packet_amount":18446744073709551615,"min_balance":null"#,
+                r#""round_trip_time":500"#,
+            ],
+        ),
+        (
+            "PUT /accounts/alice",
+            "admin",
+            r#"{"asset_code":null}"#,
+            400,
+            &["asset_code: cannot be cleared"],
+        ),
+        (
+            "PUT /accounts/alice",
+            "admin",
+            r#"{"ilp_over_http_url":"x"}"#,
+            400,
+            &["ilp_over_http_url"],
+        ),
+        (
+            "PUT /accounts/alice",
+            "admin",
+            r#"{"ilp_address":"example.hub.bob"}"#,
+            409,
+            &["duplicate_address"],
+        ),
+        (
+            "PUT /accounts/alice",
+            "admin",
+            r#"{"ilp_address":"example.alice"}"#,
+            200,
+            &[r#""ilp_address":"example.alice""#],
+        ),
+        (
+            "GET /routes",
+            "-",
+            "",
+            200,
+            &[r#"{"example.alice":"alice","example.hub.bob":"bob"}"#],
+        ),
+        (
+            "PUT /accounts/alice",
+            "admin",
+            r#"{"ilp_address":null}"#,
+            200,
+            &[r#""ilp_address":"example.hub.alice""#],
+        ),
+        (
+            "PUT /accounts/alice",
+            "admin",
+            r#"{"routing_relation":"Parent"}"#,
+            200,
+            &[],
+        ),
+        (
+            "PUT /accounts/bob",
+            "admin",
+            r#"{"routing_relation":"Parent"}"#,
+            409,
+            &["second_parent"],
+        ),
+        ("GET /routes", "-", "", 200, &[r#"{"":"alice","#]),
+        (
+            "PUT /accounts/alice",
+            "admin",
+            r#"{"routing_relation":"child"}"#,
+            200,
+            &[r#""routing_relation":"Child""#],
+        ),
+        (
+            "PUT /accounts/bob",
+            "admin",
+            r#"{"routing_relation":"Parent"}"#,
+            200,
+            &[],
+        ),
+        // The old password is dead at once; what answers show in place of one is none.
+        (
+            "PUT /accounts/alice",
+            "admin",
+            r#"{"ilp_over_http_incoming_token":"new"}"#,
+            200,
+            &["!\"new\""],
+        ),
+        ("GET /accounts/alice", "Bearer alice-pw", "", 401, &[]),
+        ("GET /accounts/alice", "Bearer new", "", 200, &[]),
+        (
+            "PUT /accounts/alice",
+            "admin",
+            r#"{"ilp_over_http_incoming_token":"SECRET"}"#,
+            200,
+            &["was kept"],
+        ),
+        ("GET /accounts/alice", "Bearer SECRET", "", 401, &[]),
+        ("GET /accounts/alice", "Bearer new", "", 200, &[]),
+        (
+            "PUT /accounts/alice",
+            "admin",
+            r#"{"ilp_over_btp_incoming_token":"x"}"#,
+            200,
+            &[r#""btp":"waiting""#, "!not connected"],
+        ),
+        (
+            "PUT /accounts/alice",
+            "admin",
+            r#"{"ilp_over_btp_url":"ws://h"}"#,
+            200,
+            &[r#""btp":"connecting""#, "not connected"],
+        ),
+        (
+            "PUT /accounts/alice",
+            "admin",
+            r#"{"min_balance":1}"#,
+            200,
+            &["!not connected"],
+        ),
+        (
+            "PUT /accounts/alice",
+            "admin",
+            r#"{"ilp_over_http_url":"http://h"}"#,
+            200,
+            &[r#""links":{"http":"ready","#],
+        ),
+        // The asset, while nothing depends on it.
+        (
+            "PUT /accounts/bob",
+            "admin",
+            r#"{"asset_code":"new","asset_scale":3}"#,
+            200,
+            &[r#""asset_code":"NEW","asset_scale":3"#],
+        ),
+    ]);
+    let alice = caller.id_of("alice");
+    caller.node.shards.set_state(
+        alice,
+        AccountState {
+            btp_connected: true,
+            ..Default::default()
+        },
+    );
+    caller.check(&[
+        (
+            "GET /accounts/alice",
+            "admin",
+            "",
+            200,
+            &[r#""btp":"connected""#],
+        ),
+        (
+            "PUT /accounts/alice",
+            "admin",
+            r#"{"ilp_over_btp_url":"ws://other"}"#,
+            200,
+            &["!not connected"],
+        ),
+    ]);
+    for state in [
+        AccountState {
+            held: 5,
+            in_flight: 1,
+            ..Default::default()
+        },
+        AccountState {
+            booked: 1,
+            ..Default::default()
+        },
+        AccountState {
+            in_flight: 1,
+            ..Default::default()
+        },
+    ] {
+        caller.node.shards.set_state(alice, state);
+        caller.check(&[(
+            "PUT /accounts/alice",
+            "admin",
+            r#"{"asset_scale":2}"#,
+            409,
+            &[r#""code":"asset_in_use""#],
+        )]);
+    }
+    caller.node.shards.set_state(alice, AccountState::default());
+    caller.node.book.credit(alice, -1);
+    caller.node.shards.take_published();
+    caller.check(&[(
+        "PUT /accounts/alice",
+        "admin",
+        r#"{"asset_scale":2}"#,
+        409,
+        &[r#""code":"asset_in_use""#],
+    )]);
+    assert_eq!(
+        caller.node.shards.take_published(),
+        "",
+        "the account was not disturbed"
+    );
+}
+
+#[test]
+fn deleting_accounts() {
+    let mut caller = Caller::new();
+    let parent =
+        r#"{"username":"up","asset_code":"ABC","asset_scale":9,"routing_relation":"Parent"}"#;
+    caller.check(&[
+        ("POST /accounts", "admin", ALICE, 200, &[]),
+        ("POST /accounts", "admin", BOB, 200, &[]),
+        ("POST /accounts", "admin", parent, 200, &[]),
+        (
+            "PUT /routes/static",
+            "admin",
+            r#"{"g.a":"alice","g.b":"bob","g.c":"alice"}"#,
+            200,
+            &[],
+        ),
+        (
+            "DELETE /accounts/nobody",
+            "admin",
+            "",
+            404,
+            &["account_not_found"],
+        ),
+        (
+            "DELETE /accounts/alice?force=maybe",
+            "admin",
+            "",
+            400,
+            &[r#"{"name":"force","type":"invalid"}"#],
+        ),
+    ]);
+    let (alice, bob) = (caller.id_of("alice"), caller.id_of("bob"));
+    caller.node.book.credit(alice, -250);
+    caller.check(&[
+        (
+            "DELETE /accounts/alice",
+            "admin",
+            "",
+            409,
+            &[r#""code":"balance_not_zero""#, "the balance is -250"],
+        ),
+        ("GET /accounts/alice", "admin", "", 200, &[]),
+    ]);
+    caller.node.shards.set_state(
+        alice,
+        AccountState {
+            in_flight: 1,
+            booked: -250,
+            ..Default::default()
+        },
+    );
+    caller.node.shards.take_published();
+    caller.check(&[
+        (
+            "DELETE /accounts/alice?force=true",
+            "admin",
+            "",
+            409,
+            &[r#""code":"packets_in_flight""#],
+        ),
+        (
+            "PUT /accounts/alice",
+            "admin",
+            r#"{"min_balance":0}"#,
+            200,
+            &[],
+        ),
+    ]);
+    assert_eq!(
+        caller.node.shards.take_published(),
+        "close:0 reopen:0 account:alice@example.hub.alice"
+    );
+    caller.node.shards.set_state(
+        alice,
+        AccountState {
+            booked: -250,
+            ..Default::default()
+        },
+    );
+    caller.check(&[
+        ("DELETE /accounts/ALICE?force=true", "admin", "", 200, &[
+            r#""username":"alice""#,
+            r#""removed_routes":["g.a","g.c"],"written_off":-250}"#,
+        ]),
+        ("DELETE /accounts/alice", "admin", "", 404, &[]),
+        ("GET /accounts/alice", "Bearer alice-pw", "", 401, &[]),
+        ("GET /routes", "-", "", 200, &[r#"{"":"up","example.hub.bob":"bob","example.hub.up":"up","g.b":"bob"}"#]),
+        ("GET /ledger/audit", "admin", "", 200, &[
+            r#"{"adds_up":true,"assets":[{"asset_code":"ABC","asset_scale":9,"accounts":1,"balances":0,"position":0,"adds_up":true}"#,
+        ]),
+        ("DELETE /accounts/up", "admin", "", 200, &[r#""removed_routes":[""]}"#, "!written_off"]),
+        ("POST /accounts", "admin", ALICE, 200, &[]),
+        ("DELETE /accounts/bob?force=false", "admin", "", 200, &[r#""removed_routes":["g.b"]"#]),
+    ]);
+    assert!(caller.id_of("alice") > bob, "a number is never given twice");
+    assert_eq!(caller.node.control.account_count(), 1);
+}
+
+#[test]
+fn balances() {
+    let mut caller = Caller::new();
+    caller.check(&[
+        ("POST /accounts", "admin", ALICE, 200, &[]),
+        ("GET /accounts/alice/balance", "Bearer alice-pw", "", 200, &[
+            r#"{"balance":0,"asset_code":"ABC","asset_scale":9,"balance_scaled":"0","prepaid_amount":0,"held":0,"pending_settlement":0}"#,
+        ]),
+    ]);
+    let alice = caller.id_of("alice");
+    caller.node.book.credit(alice, 77);
+    caller.check(&[(
+        "GET /accounts/alice/balance",
+        "admin",
+        "",
+        200,
+        &[r#"{"balance":77,"#],
+    )]);
+    caller.node.shards.set_state(
+        alice,
+        AccountState {
+            booked: 1_000,
+            held: 1_500,
+            ..Default::default()
+        },
+    );
+    caller.check(&[
+        (
+            "GET /accounts/alice/balance",
+            "admin",
+            "",
+            200,
+            &[
+                r#"{"balance":-500,"#,
+                r#""balance_scaled":"-0.0000005""#,
+                r#""held":1500"#,
+            ],
+        ),
+        (
+            "GET /accounts/alice/balance?format=integer",
+            "admin",
+            "",
+            200,
+            &[r#"{"balance":-500,"#],
+        ),
+        (
+            "GET /accounts/alice/balance?format=scaled",
+            "admin",
+            "",
+            200,
+            &[r#"{"asset_code":"ABC","balance":-5e-7}"#],
+        ),
+        (
+            "GET /accounts/alice/balance?format=x",
+            "admin",
+            "",
+            400,
+            &["format"],
+        ),
+    ]);
+    caller.node.shards.set_state(
+        alice,
+        AccountState {
+            booked: i128::from(u64::MAX) * 8,
+            ..Default::default()
+        },
+    );
+    caller.check(&[
+        (
+            "GET /accounts/alice/balance",
+            "admin",
+            "",
+            200,
+            &[r#"{"balance":147573952589676412920,"#],
+        ),
+        ("PUT /accounts/alice", "admin", "{}", 200, &[]),
+        (
+            "GET /accounts/alice/balance?format=scaled",
+            "admin",
+            "",
+            200,
+            &[r#""balance":147573952589.6764"#],
+        ),
+    ]);
+}
+
+#[test]
+fn listing_accounts() {
+    let mut caller = Caller::new();
+    for (name, more) in [
+        ("Dave", ""),
+        (
+            "alice",
+            r#","routing_relation":"Peer","ilp_address":"example.peers.a""#,
+        ),
+        ("Bob", r#","ilp_address":"example.peersx""#),
+        ("carol", r#","asset_scale":2"#),
+    ] {
+        let scale = if more.contains("scale") {
+            ""
+        } else {
+            r#","asset_scale":9"#
+        };
+        let code = if name == "carol" { "XYZ" } else { "ABC" };
+        let body = format!(r#"{{"username":"{name}","asset_code":"{code}"{scale}{more}}}"#);
+        assert_eq!(
+            caller.call("POST /accounts", "admin", &body).0,
+            200,
+            "{body}"
+        );
+    }
+    for (query, names, next) in [
+        ("", "alice Bob carol Dave", None),
+        ("?limit=4", "alice Bob carol Dave", None),
+        (
+            "?limit=2",
+            "alice Bob",
+            Some("</accounts?limit=2&after=Bob>; rel=\"next\""),
+        ),
+        ("?limit=2&after=Bob", "carol Dave", None),
+        (
+            "?limit=1&after=BOB",
+            "carol",
+            Some("</accounts?limit=1&after=carol>; rel=\"next\""),
+        ),
+        ("?after=zzz", "", None),
+        ("?asset_code=abc", "alice Bob Dave", None),
+        (
+            "?asset_code=abc&limit=1&after=alice",
+            "Bob",
+            Some("</accounts?asset_code=abc&limit=1&after=Bob>; rel=\"next\""),
+        ),
+        ("?routing_relation=peer", "alice", None),
+        ("?address_prefix=example.peers", "alice", None),
+        ("?address_prefix=example.", "alice Bob carol Dave", None),
+        ("?address_prefix=", "alice Bob carol Dave", None),
+        ("?colour=red", "alice Bob carol Dave", None),
+    ] {
+        let (status, answer, headers) = caller.call(&format!("GET /accounts{query}"), "admin", "");
+        assert_eq!(status, 200, "{query}");
+        let list: Vec<serde_json::Value> = serde_json::from_str(&answer).unwrap();
+        let found: Vec<&str> = list
+            .iter()
+            .map(|account| account["username"].as_str().unwrap())
+            .collect();
+        assert_eq!(found.join(" "), names, "{query}");
+        let link = headers
+            .iter()
+            .find(|(name, _)| *name == "link")
+            .map(|(_, value)| value.as_str());
+        assert_eq!(link, next, "{query}");
+    }
+    caller.check(&[
+        (
+            "GET /accounts?limit=0",
+            "admin",
+            "",
+            400,
+            &[r#"{"name":"limit","type":"invalid"}"#],
+        ),
+        ("GET /accounts?limit=1001", "admin", "", 400, &[]),
+        ("GET /accounts?limit=x", "admin", "", 400, &[]),
+        ("GET /accounts?routing_relation=x", "admin", "", 400, &[]),
+        ("GET /accounts?address_prefix=x", "admin", "", 400, &[]),
+    ]);
+}
+
+#[test]
+fn routes() {
+    let mut caller = Caller::new();
+    caller.check(&[
+        ("POST /accounts", "admin", ALICE, 200, &[]),
+        ("POST /accounts", "admin", BOB, 200, &[]),
+        ("PUT /routes/static", "admin", r#"{"example.some-prefix.":"BOB","":"alice","g":"bob"}"#, 200, &[
+            r#"{"":"alice","example.some-prefix":"bob","g":"bob"}"#,
+        ]),
+        ("GET /routes", "-", "", 200, &[
+            r#"{"":"alice","example.hub.alice":"alice","example.hub.bob":"bob","example.some-prefix":"bob","g":"bob"}"#,
+        ]),
+        // A fixed route wins over the account's own.
+        ("PUT /routes/static/example.hub.alice", "admin", " bob\n", 200, &["bob", "@content-type: text/plain; charset=utf-8"]),
+        ("GET /routes", "Bearer garbage", "", 200, &[r#""example.hub.alice":"bob""#]),
+        ("DELETE /routes/static/example.hub.alice", "admin", "", 200, &["bob"]),
+        ("GET /routes", "-", "", 200, &[r#""example.hub.alice":"alice""#]),
+        ("DELETE /routes/static/example.hub.alice", "admin", "", 404, &[r#""code":"not_found""#]),
+        ("PUT /routes/static/ex%41mple", "admin", "bob", 400, &["the prefix is invalid"]),
+        ("PUT /routes/static/ex%61mple", "admin", "\"Bob\"", 200, &["bob"]),
+        ("PUT /routes/static/example.x", "admin", "nobody", 404, &["account_not_found"]),
+        ("PUT /routes/static/example.x", "admin", "no-body", 400, &["bad_request"]),
+        ("PUT /routes/static/example.x", "admin", "", 400, &[]),
+        ("PUT /routes/static/example.x", "admin", "\"bob", 400, &["json_eof"]),
+        ("PUT /routes/static/example.x", "admin", "\"\\u0062ob\"", 200, &["bob"]),
+        ("PUT /routes/static/example..x", "admin", "bob", 400, &[]),
+        ("PUT /routes/static/", "admin", r#"{"g":"alice"}"#, 200, &[r#"{"g":"alice"}"#]),
+        ("GET /routes", "-", "", 200, &[r#"{"example.hub.alice":"alice","example.hub.bob":"bob","g":"alice"}"#]),
+        // Nothing of a map that has a mistake in it.
+        ("PUT /routes/static", "admin", r#"{"test":"bob","test1":"nobody"}"#, 404, &["there is no account nobody"]),
+        ("PUT /routes/static", "admin", r#"{"test":"bob","test1":"x-y"}"#, 400, &["bad_request"]),
+        ("PUT /routes/static", "admin", r#"{"test":"bob","test1":7}"#, 400, &[r#"{"name":"test1","type":"invalid"}"#]),
+        ("PUT /routes/static", "admin", r#"{"example.a":"bob","example.a.":"bob"}"#, 400, &["there twice"]),
+        ("PUT /routes/static", "admin", r#"{"nowhere":"bob"}"#, 400, &["nowhere"]),
+        ("PUT /routes/static", "admin", r#"["bob"]"#, 400, &[]),
+        ("GET /routes", "-", "", 200, &[r#""g":"alice""#, "!test"]),
+        ("PUT /routes/static", "admin", "{}", 200, &["{}"]),
+        ("GET /routes", "-", "", 200, &[r#"{"example.hub.alice":"alice","example.hub.bob":"bob"}"#]),
+    ]);
+}
+
+#[test]
+fn rates() {
+    let many_digits = format!(r#"{{"ABC":0.{}}}"#, "1".repeat(40));
+    let too_many_digits = format!(r#"{{"ABC":0.{}}}"#, "1".repeat(41));
+    let mut caller = Caller::new();
+    caller.check(&[
+        ("GET /rates", "-", "", 200, &["{}"]),
+        (
+            "PUT /rates",
+            "admin",
+            r#"{"xyz":"2.517","ABC":1,"tiny":5e-7}"#,
+            200,
+            &[r#"{"ABC":1.0,"TINY":5e-7,"XYZ":2.517}"#],
+        ),
+        (
+            "GET /rates",
+            "Bearer garbage",
+            "",
+            200,
+            &[r#"{"ABC":1.0,"TINY":5e-7,"XYZ":2.517}"#],
+        ),
+        (
+            "PUT /rates",
+            "admin",
+            r#"{"ABC":0}"#,
+            400,
+            &[r#"{"name":"ABC","type":"invalid"}"#],
+        ),
+        ("PUT /rates", "admin", r#"{"ABC":-1}"#, 400, &[]),
+        (
+            "PUT /rates",
+            "admin",
+            r#"{"ABC":null,"XYZ":"NaN"}"#,
+            400,
+            &["ABC: expected a number above 0, found null; XYZ: "],
+        ),
+        ("PUT /rates", "admin", r#"{"ABC":"inf"}"#, 400, &[]),
+        (
+            "PUT /rates",
+            "admin",
+            r#"{"ABC":1,"abc":2}"#,
+            400,
+            &["there twice"],
+        ),
+        (
+            "PUT /rates",
+            "admin",
+            r#"{"ABC":1,"ABC":2}"#,
+            400,
+            &["there twice"],
+        ),
+        ("PUT /rates", "admin", r#"{"":1}"#, 400, &[]),
+        ("PUT /rates", "admin", r#"{"ABC":1e400}"#, 400, &[]),
+        ("PUT /rates", "admin", "7", 400, &["found a number"]),
+        (
+            "PUT /rates",
+            "admin",
+            &too_many_digits,
+            400,
+            &["40 significant digits"],
+        ),
+        ("GET /rates", "-", "", 200, &[r#"{"ABC":1.0,"#]),
+        (
+            "PUT /rates",
+            "admin",
+            &many_digits,
+            200,
+            &[r#"{"ABC":0.1111111111111111}"#],
+        ),
+    ]);
+    let exact = caller.node.control.rates();
+    assert_eq!(
+        exact.get("ABC").unwrap().to_string(),
+        format!("0.{}", "1".repeat(40)),
+        "kept as it was written"
+    );
+    caller.check(&[
+        ("PUT /rates", "admin", "{}", 200, &["{}"]),
+        ("GET /rates", "-", "", 200, &["{}"]),
+    ]);
+}
+
+#[test]
+fn what_was_changed_is_there_after_a_restart() {
+    let mut caller = Caller::new();
+    caller.check(&[
+        ("POST /accounts", "admin", ALICE, 200, &[]),
+        ("POST /accounts", "admin", BOB, 200, &[]),
+        (
+            "PUT /accounts/bob",
+            "admin",
+            r#"{"ilp_address":"example.bob"}"#,
+            200,
+            &[],
+        ),
+        ("PUT /routes/static", "admin", r#"{"g":"alice"}"#, 200, &[]),
+        ("PUT /rates", "admin", r#"{"ABC":"2.517"}"#, 200, &[]),
+    ]);
+    let (_, accounts, _) = caller.call("GET /accounts", "admin", "");
+    let book = Arc::clone(&caller.node.book);
+    let commits = book.commits();
+    let mut again = Caller::on(Node::start("example.hub", Arc::clone(&book)));
+    let (_, accounts_again, _) = again.call("GET /accounts", "admin", "");
+    assert_eq!(accounts, accounts_again);
+    assert_eq!(book.commits(), commits, "nothing to write");
+    again.check(&[
+        (
+            "GET /routes",
+            "-",
+            "",
+            200,
+            &[r#"{"example.bob":"bob","example.hub.alice":"alice","g":"alice"}"#],
+        ),
+        ("GET /rates", "-", "", 200, &[r#"{"ABC":2.517}"#]),
+    ]);
+    // Under another address of the node, generated addresses follow it, in one commit.
+    let mut renamed = Caller::on(Node::start("g.hub", Arc::clone(&book)));
+    assert_eq!(book.commits(), commits + 1);
+    renamed.check(&[(
+        "GET /routes",
+        "-",
+        "",
+        200,
+        &[r#"{"example.bob":"bob","g":"alice","g.hub.alice":"alice"}"#],
+    )]);
+    let initial = renamed.node.control.initial_changes();
+    let initial: Vec<String> = initial.iter().map(crate::control::fake::show).collect();
+    assert_eq!(
+        initial.join(" "),
+        "node:g.hub rates:1 account:alice@g.hub.alice account:bob@example.bob \
+         route:example.bob=1 route:g=0 route:g.hub.alice=0"
+    );
+}
+
+#[test]
+fn a_node_that_cannot_commit_says_so_and_changes_nothing() {
+    let mut caller = Caller::new();
+    caller.check(&[
+        ("POST /accounts", "admin", ALICE, 200, &[]),
+        (
+            "GET /",
+            "-",
+            "",
+            200,
+            &[
+                r#"{"status":"Ready","ilp_address":"example.hub","version":""#,
+                "!reason",
+            ],
+        ),
+        (
+            "GET /ledger/audit",
+            "admin",
+            "",
+            200,
+            &[r#"{"adds_up":true,"#],
+        ),
+    ]);
+    caller.node.book.lose_a_unit();
+    caller.check(&[("GET /ledger/audit", "admin", "", 200, &[
+        r#"{"adds_up":false,"assets":[{"asset_code":"ABC","asset_scale":9,"accounts":1,"balances":0,"position":-1,"adds_up":false}]}"#,
+    ])]);
+    caller.node.book.fail("disk full");
+    caller.node.shards.take_published();
+    let not_ready: &[&str] = &[r#""code":"not_ready""#, "@retry-after: 5"];
+    caller.check(&[
+        (
+            "GET /",
+            "-",
+            "",
+            503,
+            &[
+                r#""status":"NotReady""#,
+                r#""reason":"the node cannot commit: disk full""#,
+            ],
+        ),
+        ("POST /accounts", "admin", BOB, 503, not_ready),
+        (
+            "PUT /accounts/alice",
+            "admin",
+            r#"{"min_balance":1}"#,
+            503,
+            not_ready,
+        ),
+        ("DELETE /accounts/alice", "admin", "", 503, not_ready),
+        (
+            "PUT /routes/static",
+            "admin",
+            r#"{"g":"alice"}"#,
+            503,
+            not_ready,
+        ),
+        ("PUT /rates", "admin", r#"{"ABC":1}"#, 503, not_ready),
+        (
+            "GET /accounts/alice",
+            "admin",
+            "",
+            200,
+            &[r#""min_balance":null"#],
+        ),
+        ("GET /rates", "-", "", 200, &["{}"]),
+    ]);
+    assert_eq!(caller.node.shards.take_published(), "");
+
+    for (readiness, reason) in [
+        (Readiness::Starting, "starting"),
+        (Readiness::Stopping, "stopping"),
+    ] {
+        let mut caller = Caller::new();
+        caller.node.control.set_readiness(readiness);
+        caller.check(&[
+            ("GET /", "-", "", 503, &[reason]),
+            ("POST /accounts", "admin", ALICE, 503, &[reason]),
+        ]);
+    }
+}
+
+#[test]
+fn a_name_is_given_once_however_many_ask() {
+    let node = Node::new("example.hub");
+    let api = Api::new(Arc::clone(&node.control), ADMIN);
+    let mut caller = Caller::on(node);
+    let request = caller.request("POST /accounts", "admin", ALICE);
+    let statuses: Vec<u16> = std::thread::scope(|scope| {
+        let calls: Vec<_> = (0..8)
+            .map(|_| scope.spawn(|| api.handle(&request).status))
+            .collect();
+        calls.into_iter().map(|call| call.join().unwrap()).collect()
+    });
+    assert_eq!(
+        statuses.iter().filter(|status| **status == 200).count(),
+        1,
+        "{statuses:?}"
+    );
+    assert_eq!(
+        statuses.iter().filter(|status| **status == 409).count(),
+        7,
+        "{statuses:?}"
+    );
+}
+
+#[test]
+fn requests_are_served_until_there_can_be_no_more() {
+    let mut caller = Caller::on(Node::start("example.hub", Arc::new(FakeBook::default())));
+    let (pending, requests) = crossbeam::channel::bounded(4);
+    let (answered, answers) = crossbeam::channel::bounded(4);
+    for call in ["GET /", "GET /nothing"] {
+        let answered = answered.clone();
+        let request = caller.request(call, "-", "");
+        let respond =
+            Box::new(move |response: ApiResponse| answered.send(response.status).unwrap());
+        pending.send(Pending { request, respond }).unwrap();
+    }
+    drop(pending);
+    serve(&caller.api, &requests);
+    assert_eq!(answers.try_iter().collect::<Vec<_>>(), [200, 404]);
+}

@@ -1,0 +1,310 @@
+//! The node: opens the store, starts shards, threads and listeners, and stops them in reverse.
+//!
+//! Order at start: ports (so that a second node on the same ports fails before it touches anything), store and its
+//! proof, writer, control, shards, API threads, `Ready`; peers are dialled from then on. Order at the end: no new
+//! connections and packets, packets in flight end, goodbye to peers, shards, writer.
+
+use std::io;
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use crossbeam::channel::{Receiver, Sender, bounded};
+use glommio::{LocalExecutorBuilder, Placement};
+
+use crate::api::{self, Api};
+use crate::config::Config;
+use crate::control::{Control, Readiness, StartError};
+use crate::keys::Keys;
+use crate::net::listener;
+use crate::net::ring::Unsupported;
+use crate::net::{Ring, Waker};
+use crate::pipeline::Settings;
+use crate::pipeline::forward::Windows;
+use crate::pipeline::rates::Decimal;
+use crate::shard::clock::Clock;
+use crate::shard::control::{Pending, Shards};
+use crate::shard::dialing::Lookup;
+use crate::shard::handle::ShardsHandle;
+use crate::shard::mesh::{Cold, Mailbox};
+use crate::shard::{Setup, Shard};
+use crate::store::{self, OpenError, RocksStore, Writer, WriterHandle};
+
+/// API calls that may wait for a thread; more are told to come back (503).
+const API_CALLS_WAITING_MAX: usize = 1_024;
+/// Threads that answer API calls. A deletion may hold one of them for half a minute.
+const API_THREADS: usize = 4;
+/// Names that may wait to be resolved, and threads that do: one name that does not answer must not hold up all others.
+const LOOKUPS_WAITING_MAX: usize = 1_024;
+const LOOKUP_THREADS: usize = 2;
+/// Packets in flight at the end get their full time, which is never longer than this.
+const STOP_MAX: Duration = Duration::from_secs(30);
+/// How often a node that stops looks whether all packets have ended.
+const STOP_ASK_AGAIN: Duration = Duration::from_millis(10);
+
+/// Why the node does not start. One message an operator can act on.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectorError {
+    #[error("{option}: the address {address} cannot be used: {error}")]
+    Bind { option: &'static str, address: SocketAddr, error: io::Error },
+    #[error("data_dir: {0}")]
+    Store(#[from] OpenError),
+    #[error(transparent)]
+    Start(#[from] StartError),
+    #[error(transparent)]
+    Ring(#[from] Unsupported),
+    #[error("a shard cannot be started: {0}")]
+    Executor(String),
+    #[error("a thread cannot be started: {0}")]
+    Thread(io::Error),
+}
+
+/// A running node.
+pub struct Connector {
+    /// Where it really listens: the configured port may have been 0.
+    pub http_address: SocketAddr,
+    pub settlement_address: SocketAddr,
+    control: Arc<Control>,
+    shards: ShardsHandle,
+    shard_threads: Vec<JoinHandle<()>>,
+    writer: WriterHandle,
+    /// Reserved for the settlement API, so that no other program takes the port meanwhile.
+    _settlement_listener: std::os::fd::OwnedFd,
+}
+
+impl Connector {
+    /// Starts a node; `progress` is told what is being done.
+    pub fn start(config: &Config, keys: &Keys, progress: &mut dyn FnMut(&str)) -> Result<Self, ConnectorError> {
+        check_kernel()?;
+        let bind = |option, address| {
+            listener::bind(address).map_err(|error| ConnectorError::Bind { option, address, error })
+        };
+        let (http_listener, http_address) = bind("http_bind_address", config.http_bind_address)?;
+        let (settlement_listener, settlement_address) =
+            bind("settlement_api_bind_address", config.settlement_api_bind_address)?;
+
+        progress(&format!("opening the store in {}", config.data_dir.display()));
+        let mut store = RocksStore::open(&config.data_dir.join("store"), &keys.secret_seed)?;
+        let book = store::recover(&mut store)?;
+        progress(&format!("the book adds up: {} accounts, {} assets", book.accounts.len(), book.assets.len()));
+        let mut booked = vec![0; book.next_account_id as usize];
+        for (account, balance) in &book.accounts {
+            booked[account.id.index()] = *balance;
+        }
+        let (writer, transfers) =
+            Writer::start(Box::new(store), &book, config.shards, config.durability, config.flush_interval)
+                .map_err(ConnectorError::Thread)?;
+
+        let mailboxes = (0..config.shards)
+            .map(|_| Waker::new().map(Mailbox::new))
+            .collect::<io::Result<Arc<[Mailbox]>>>()
+            .map_err(ConnectorError::Thread)?;
+        let shards = ShardsHandle::new(mailboxes.clone());
+        for shard in 0..config.shards {
+            let waker = mailboxes[shard].waker().clone();
+            writer.set_waker(shard, Box::new(move || waker.wake()));
+        }
+        let control = Arc::new(Control::start(
+            (*config.ilp_address).into(),
+            book,
+            Arc::new(writer.clone()),
+            Arc::new(shards.clone()),
+        )?);
+
+        let (api_sender, api_receiver) = bounded(API_CALLS_WAITING_MAX);
+        let (lookup_sender, lookup_receiver) = bounded(LOOKUPS_WAITING_MAX);
+        let shared = SharedSetup {
+            settings: settings(config),
+            admin_token: (*keys.admin_auth_token).into(),
+            mailboxes,
+            store: writer.clone(),
+            api: api_sender,
+            lookups: lookup_sender,
+            changes: control.initial_changes().into(),
+            booked: booked.into(),
+            connections_max: (listener::connections_max() / config.shards).max(16),
+        };
+        progress(&format!("starting {} shards", config.shards));
+        let mut shard_threads = Vec::new();
+        for (shard, transfers) in transfers.into_iter().enumerate() {
+            let http_listener = http_listener.try_clone().map_err(ConnectorError::Thread)?;
+            let setup = shared.setup(http_listener, transfers);
+            shard_threads.push(start_shard(shard as u16, setup)?);
+        }
+        drop(shared);
+        drop(http_listener);
+
+        start_api(&control, &keys.admin_auth_token, &api_receiver)?;
+        start_lookups(&lookup_receiver)?;
+        control.set_readiness(Readiness::Ready);
+        Ok(Self {
+            http_address,
+            settlement_address,
+            control,
+            shards,
+            shard_threads,
+            writer,
+            _settlement_listener: settlement_listener,
+        })
+    }
+
+    pub fn control(&self) -> &Arc<Control> {
+        &self.control
+    }
+
+    /// Stops in order: packets in flight end or expire, for half a minute at most; `hurry` ends the wait. Everything
+    /// that was fulfilled is durable when this returns.
+    pub fn stop(self, hurry: &dyn Fn() -> bool) {
+        self.control.set_readiness(Readiness::Stopping);
+        self.shards.tell_all(|| Cold::Stop);
+        let end = Instant::now() + STOP_MAX;
+        while !hurry() && Instant::now() < end && self.shards.unanswered().is_some_and(|unanswered| unanswered > 0) {
+            thread::sleep(STOP_ASK_AGAIN);
+        }
+        self.shards.tell_all(|| Cold::Exit);
+        for thread in self.shard_threads {
+            // A shard that failed has said so already; the process ends with it.
+            let _ = thread.join();
+        }
+        self.writer.stop();
+    }
+}
+
+/// What all shards get alike.
+struct SharedSetup {
+    settings: Settings,
+    admin_token: Arc<str>,
+    mailboxes: Arc<[Mailbox]>,
+    store: WriterHandle,
+    api: Sender<Pending>,
+    lookups: Sender<Lookup>,
+    changes: Arc<[crate::shard::control::Change]>,
+    booked: Arc<[i128]>,
+    connections_max: usize,
+}
+
+impl SharedSetup {
+    fn setup(&self, listener: std::os::fd::OwnedFd, transfers: store::TransferSender) -> Setup {
+        Setup {
+            settings: self.settings.clone(),
+            admin_token: self.admin_token.clone(),
+            listeners: vec![listener],
+            mailboxes: self.mailboxes.clone(),
+            transfers,
+            store: self.store.clone(),
+            api: self.api.clone(),
+            lookups: self.lookups.clone(),
+            changes: self.changes.clone(),
+            booked: self.booked.clone(),
+            connections_max: self.connections_max,
+            clock: Clock::start(),
+        }
+    }
+}
+
+fn settings(config: &Config) -> Settings {
+    Settings {
+        reflect: config.reflect_payments,
+        echo: config.echo,
+        windows: Windows {
+            message_window_ms: u64::from(config.min_message_window_ms),
+            hold_ms_max: u64::from(config.max_hold_time_ms),
+        },
+        spread: Decimal::zero(),
+    }
+}
+
+/// Tries what every shard needs of the kernel before anything else is touched, on a thread of its own, because a ring
+/// belongs to the thread that made it.
+fn check_kernel() -> Result<(), ConnectorError> {
+    let waker = Waker::new().map_err(ConnectorError::Thread)?;
+    let tried = thread::spawn(move || Ring::new(waker.as_raw_fd()).map(drop));
+    tried.join().expect("trying the ring does not panic")?;
+    Ok(())
+}
+
+fn start_shard(id: u16, setup: Setup) -> Result<JoinHandle<()>, ConnectorError> {
+    let (sender, started) = bounded(1);
+    let core = usize::from(id) % available_cores();
+    let thread = thread::Builder::new()
+        .name(format!("clearway-shard-{id}"))
+        .spawn(move || run_shard(id, core, setup, &sender))
+        .map_err(ConnectorError::Thread)?;
+    match started.recv() {
+        Ok(Ok(())) => Ok(thread),
+        Ok(Err(error)) => Err(error),
+        Err(_) => Err(ConnectorError::Executor("its thread ended at once".to_owned())),
+    }
+}
+
+fn run_shard(id: u16, core: usize, setup: Setup, started: &Sender<Result<(), ConnectorError>>) {
+    // The executor's own rings serve little more than one eventfd, so they are small.
+    let executor = LocalExecutorBuilder::new(Placement::Fixed(core))
+        .name(&format!("shard-{id}"))
+        .io_memory(64 << 10)
+        .ring_depth(64)
+        .make()
+        // A machine that does not let us pin still runs.
+        .or_else(|_| {
+            LocalExecutorBuilder::new(Placement::Unbound).io_memory(64 << 10).ring_depth(64).make()
+        });
+    let executor = match executor {
+        Ok(executor) => executor,
+        Err(error) => {
+            let _ = started.send(Err(ConnectorError::Executor(error.to_string())));
+            return;
+        }
+    };
+    executor.run(async {
+        match Shard::new(id, setup) {
+            Ok(shard) => {
+                let _ = started.send(Ok(()));
+                shard.run().await;
+            }
+            Err(error) => {
+                let _ = started.send(Err(error.into()));
+            }
+        }
+    });
+}
+
+/// Cores this process may use, as a limit for the numbers that shards are pinned to.
+fn available_cores() -> usize {
+    thread::available_parallelism().map_or(1, usize::from)
+}
+
+fn start_api(control: &Arc<Control>, admin_token: &str, requests: &Receiver<Pending>) -> Result<(), ConnectorError> {
+    let api = Arc::new(Api::new(Arc::clone(control), admin_token));
+    for number in 0..API_THREADS {
+        let (api, requests) = (Arc::clone(&api), requests.clone());
+        thread::Builder::new()
+            .name(format!("clearway-api-{number}"))
+            .spawn(move || api::serve(&api, &requests))
+            .map_err(ConnectorError::Thread)?;
+    }
+    Ok(())
+}
+
+fn start_lookups(lookups: &Receiver<Lookup>) -> Result<(), ConnectorError> {
+    for number in 0..LOOKUP_THREADS {
+        let lookups = lookups.clone();
+        thread::Builder::new()
+            .name(format!("clearway-names-{number}"))
+            .spawn(move || {
+                for Lookup { host, port, respond } in lookups {
+                    let address = (host.as_str(), port).to_socket_addrs().ok().and_then(|mut all| all.next());
+                    respond(address);
+                }
+            })
+            .map_err(ConnectorError::Thread)?;
+    }
+    Ok(())
+}
+
+/// So that a caller who has a node in hand can ask its shards.
+impl Connector {
+    pub fn shards(&self) -> &dyn Shards {
+        &self.shards
+    }
+}

@@ -1,0 +1,348 @@
+//! Creating, changing and closing accounts.
+//!
+//! Owns the order of effects of each: validate, one durable commit, all shards, then links. What happens outside of the
+//! node (a connection that does not come up) never undoes an account; it becomes a [`Warning`].
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::ledger::account::{
+    Account, AccountId, AccountLimits, Asset, ROUND_TRIP_TIME_MS_DEFAULT, RoutingRelation,
+};
+use crate::shard::control::{AccountState, Change};
+use crate::store::{Mutation, StoreError};
+use crate::wire::address::Address;
+use crate::wire::timestamp::Timestamp;
+
+use super::edit::{AccountEdit, Edit, must_redial};
+use super::state::{DEFAULT_ROUTE, State, generated_address};
+use super::{Control, ControlError, Warning, as_changes};
+
+/// How long a caller waits for a BTP connection that the node dials. It is dialled for ever after that.
+pub const BTP_WAIT: Duration = Duration::from_secs(2);
+/// How long packets in flight may take to end before the account is not deleted after all: the longest hold.
+pub const CLOSE_WAIT: Duration = Duration::from_secs(30);
+/// How long a closed account may need until its last transfer is durable, when nothing was in flight before: some turns
+/// of a shard and a commit.
+const QUIET_WAIT: Duration = Duration::from_secs(1);
+
+/// An account after a change, and what the caller should know.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Outcome {
+    pub account: Arc<Account>,
+    pub warnings: Vec<Warning>,
+}
+
+/// An account that is no more.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Deleted {
+    pub account: Arc<Account>,
+    /// Fixed and default routes that led to it, by prefix; its own address not among them.
+    pub removed_routes: Vec<Arc<str>>,
+    /// What was booked to our own position: positive is what we owed the holder.
+    pub written_off: i128,
+}
+
+impl Control {
+    /// Creates an account. `username` is what [`crate::ledger::directory::normalize_username`] gave; the edit has an
+    /// asset code and a scale.
+    pub fn create_account(
+        &self,
+        now: Timestamp,
+        username: &str,
+        edit: AccountEdit,
+    ) -> Result<Outcome, ControlError> {
+        let mut changes = self.begin()?;
+        let (Some(code), Some(scale)) = (&edit.asset_code, edit.asset_scale) else {
+            return Err(ControlError::Internal(
+                "a new account came without an asset".to_owned(),
+            ));
+        };
+        let asset = Asset {
+            code: (**code).into(),
+            scale,
+        };
+        let id = changes.next_account_id;
+        let next_account_id = id.checked_add(1).ok_or(ControlError::TooManyAccounts)?;
+
+        let (account, is_new_asset) = {
+            let state = self.read();
+            let (asset_id, is_new_asset) = state.intern(&asset)?;
+            let (ilp_address, ilp_address_generated) =
+                chosen_address(&state, username, &edit.ilp_address)?;
+            let mut account = Account {
+                id: AccountId::new(id),
+                uuid: uuid::Uuid::new_v4().into_bytes(),
+                username: username.into(),
+                ilp_address,
+                ilp_address_generated,
+                asset,
+                asset_id,
+                routing_relation: RoutingRelation::default(),
+                limits: AccountLimits::default(),
+                round_trip_time_ms: ROUND_TRIP_TIME_MS_DEFAULT,
+                settle_threshold: None,
+                settle_to: None,
+                settlement_engine_url: None,
+                links: Box::default(),
+                created_at_ms: now.as_millis(),
+            };
+            edit.apply(&mut account);
+            state.check(&account, None)?;
+            (Arc::new(account), is_new_asset)
+        };
+
+        self.bookkeeper.apply(put_account(&account, is_new_asset))?;
+        // Durable: nothing below can fail.
+        changes.next_account_id = next_account_id;
+        let routes = {
+            let mut state = self.write();
+            if is_new_asset {
+                state.add_asset(account.asset_id, account.asset.clone());
+            }
+            state.put_account(Arc::clone(&account));
+            state.routes.apply(State::claims_of(&account))
+        };
+        let mut published = vec![Change::Account(Arc::clone(&account))];
+        published.extend(as_changes(routes));
+        self.shards.publish(&published);
+        drop(changes);
+
+        Ok(self.outcome(account, true))
+    }
+
+    /// Changes an account. What the edit does not name is kept.
+    pub fn update_account(
+        &self,
+        username: &str,
+        edit: AccountEdit,
+    ) -> Result<Outcome, ControlError> {
+        let changes = self.begin()?;
+        let (before, after, is_new_asset) = {
+            let state = self.read();
+            let before = Arc::clone(state.account(username)?);
+            if changes.closing.contains(&before.id) {
+                return Err(ControlError::PacketsInFlight);
+            }
+            let mut after = Account::clone(&before);
+            if edit.ilp_address.is_given() {
+                (after.ilp_address, after.ilp_address_generated) =
+                    chosen_address(&state, &before.username, &edit.ilp_address)?;
+            }
+            if let Some(code) = &edit.asset_code {
+                after.asset.code = (**code).into();
+            }
+            after.asset.scale = edit.asset_scale.unwrap_or(after.asset.scale);
+            let (asset_id, is_new_asset) = state.intern(&after.asset)?;
+            after.asset_id = asset_id;
+            edit.apply(&mut after);
+            state.check(&after, Some(&before))?;
+            (before, Arc::new(after), is_new_asset)
+        };
+        if after == before {
+            drop(changes);
+            return Ok(self.outcome(before, false));
+        }
+        let changes_asset = after.asset_id != before.asset_id;
+        if changes_asset {
+            self.close_for_new_asset(before.id)?;
+        }
+        if let Err(error) = self.bookkeeper.apply(put_account(&after, is_new_asset)) {
+            if changes_asset {
+                self.shards.publish(&[Change::ReopenAccount(before.id)]);
+            }
+            return Err(match error {
+                StoreError::BalanceNotZero { .. } => ControlError::AssetInUse,
+                other => other.into(),
+            });
+        }
+        // Durable: nothing below can fail.
+        let routes = {
+            let mut state = self.write();
+            if is_new_asset {
+                state.add_asset(after.asset_id, after.asset.clone());
+            }
+            state.put_account(Arc::clone(&after));
+            state
+                .routes
+                .apply(State::unclaims_of(&before).chain(State::claims_of(&after)))
+        };
+        let mut published = vec![Change::Account(Arc::clone(&after))];
+        if changes_asset {
+            published.push(Change::ReopenAccount(after.id));
+        }
+        published.extend(as_changes(routes));
+        self.shards.publish(&published);
+        drop(changes);
+
+        let dials = must_redial(&before.links, &after.links);
+        Ok(self.outcome(after, dials))
+    }
+
+    /// Deletes an account once nothing of it is in flight. Its balance must be zero, unless `force` writes it off.
+    ///
+    /// Others make their changes while this waits; this account is out of their reach until then.
+    pub fn delete_account(&self, username: &str, force: bool) -> Result<Deleted, ControlError> {
+        let account = {
+            let mut changes = self.begin()?;
+            let account = Arc::clone(self.read().account(username)?);
+            // Known to fail already: do not disturb the account for it. The store has the last word below.
+            let balance = self.bookkeeper.booked(account.id).unwrap_or(0);
+            if balance != 0 && !force {
+                return Err(ControlError::BalanceNotZero { balance });
+            }
+            if !changes.closing.insert(account.id) {
+                return Err(ControlError::PacketsInFlight);
+            }
+            self.shards.publish(&[Change::CloseAccount(account.id)]);
+            account
+        };
+        let idle = self.shards.wait_until_idle(account.id, CLOSE_WAIT);
+
+        let mut changes = self.changes.lock().expect("no change panics halfway");
+        let deleted = match idle {
+            Ok(()) => self.remove_idle_account(&account, force),
+            Err(_) => Err(ControlError::PacketsInFlight),
+        };
+        if deleted.is_err() {
+            self.shards.publish(&[Change::ReopenAccount(account.id)]);
+        }
+        changes.closing.remove(&account.id);
+        deleted
+    }
+
+    /// The second half of a deletion, within a change.
+    fn remove_idle_account(
+        &self,
+        account: &Arc<Account>,
+        force: bool,
+    ) -> Result<Deleted, ControlError> {
+        let mut removed_routes = self.read().fixed_routes_to(account.id);
+        let remove = |prefix: &Arc<str>| Mutation::RemoveStaticRoute {
+            prefix: Arc::clone(prefix),
+        };
+        let mut mutations: Vec<Mutation> = removed_routes.iter().map(remove).collect();
+        mutations.push(Mutation::DeleteAccount {
+            id: account.id,
+            write_off: force,
+        });
+        let applied = self.bookkeeper.apply(mutations)?;
+        // Durable: nothing below can fail.
+        let routes = {
+            let mut state = self.write();
+            let unfix = removed_routes.iter().map(|prefix| super::Step::Unfix {
+                prefix: Arc::clone(prefix),
+            });
+            let steps: Vec<_> = unfix.chain(State::unclaims_of(account)).collect();
+            let routes = state.routes.apply(steps);
+            state.remove_account(account);
+            routes
+        };
+        // No packet finds the way to the account before the account goes.
+        let mut published: Vec<Change> = as_changes(routes).collect();
+        published.push(Change::RemoveAccount(account.id));
+        self.shards.publish(&published);
+
+        let was_parent = account.routing_relation == RoutingRelation::Parent;
+        if was_parent
+            && !removed_routes
+                .iter()
+                .any(|prefix| **prefix == *DEFAULT_ROUTE)
+        {
+            removed_routes.insert(0, DEFAULT_ROUTE.into());
+        }
+        Ok(Deleted {
+            account: Arc::clone(account),
+            removed_routes,
+            written_off: applied.written_off,
+        })
+    }
+
+    /// Keeps packets off an account whose amounts are about to mean something else.
+    fn close_for_new_asset(&self, id: AccountId) -> Result<(), ControlError> {
+        // Known to fail already: do not disturb the account for it.
+        let is_unused =
+            |state: AccountState| state.booked == 0 && state.held == 0 && state.in_flight == 0;
+        let is_zero = self.bookkeeper.booked(id).unwrap_or(0) == 0;
+        if !is_zero || !self.shards.account_state(id).is_none_or(is_unused) {
+            return Err(ControlError::AssetInUse);
+        }
+        self.shards.publish(&[Change::CloseAccount(id)]);
+        let idle = self.shards.wait_until_idle(id, QUIET_WAIT).is_ok();
+        if idle && self.bookkeeper.booked(id).unwrap_or(0) == 0 {
+            return Ok(());
+        }
+        self.shards.publish(&[Change::ReopenAccount(id)]);
+        Err(ControlError::AssetInUse)
+    }
+
+    /// Looks at an account after a change: what works, but perhaps not as its operator thinks.
+    fn outcome(&self, account: Arc<Account>, dials: bool) -> Outcome {
+        let mut warnings = Vec::new();
+        let mut warn = |field: &str, message: &str| {
+            warnings.push(Warning {
+                field: field.into(),
+                message: message.to_owned(),
+            });
+        };
+        let scheme = |address: &str| address.split('.').next().map(str::to_owned);
+        if scheme(&account.ilp_address) != scheme(&self.node_address()) {
+            warn(
+                "ilp_address",
+                "has another scheme than the node's address: packets do not get here from other nodes",
+            );
+        }
+        if let Some(threshold) = account.settle_threshold {
+            if account
+                .settle_to
+                .is_some_and(|settle_to| threshold <= settle_to)
+            {
+                warn(
+                    "settle_threshold",
+                    "is not above settle_to: the account never settles",
+                );
+            }
+            if account.settlement_engine_url.is_none() {
+                warn(
+                    "settle_threshold",
+                    "has no settlement engine to work with: the account never settles",
+                );
+            }
+        }
+        if dials
+            && account.links.btp_url.is_some()
+            && !self.shards.wait_for_btp(account.id, BTP_WAIT)
+        {
+            warn(
+                "ilp_over_btp_url",
+                "is not connected yet: the node goes on dialling",
+            );
+        }
+        Outcome { account, warnings }
+    }
+}
+
+/// The address an edit asks for, and whether it is a generated one.
+fn chosen_address(
+    state: &State,
+    username: &str,
+    edit: &Edit<Box<str>>,
+) -> Result<(Arc<str>, bool), ControlError> {
+    match edit.value() {
+        Some(address) => match Address::parse(address.as_bytes()) {
+            Ok(address) => Ok((address.as_str().into(), false)),
+            Err(error) => Err(ControlError::InvalidAddress {
+                rule: error.to_string(),
+            }),
+        },
+        None => Ok((generated_address(&state.node_address, username)?, true)),
+    }
+}
+
+fn put_account(account: &Arc<Account>, is_new_asset: bool) -> Vec<Mutation> {
+    let asset = is_new_asset.then(|| Mutation::PutAsset(account.asset_id, account.asset.clone()));
+    asset
+        .into_iter()
+        .chain([Mutation::PutAccount(Arc::clone(account))])
+        .collect()
+}

@@ -1,0 +1,242 @@
+//! A book and shards that live in memory, for the tests of `control` and `api`.
+//!
+//! The book keeps what it is told and can be told to fail; the shards note what was published, in order, and show the
+//! state a test gives them.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use crate::ledger::account::{AccountId, Asset};
+use crate::ledger::audit::{AssetAudit, Audit};
+use crate::shard::control::{AccountState, Change, Shards, StillInFlight};
+use crate::store::{Applied, Book, Mutation, StoreError};
+
+use super::{Bookkeeper, Control, Readiness};
+
+#[derive(Default)]
+pub(crate) struct FakeBook {
+    inner: Mutex<Inner>,
+}
+
+#[derive(Default)]
+struct Inner {
+    assets: Vec<Asset>,
+    accounts: BTreeMap<AccountId, (Arc<crate::ledger::Account>, i128)>,
+    routes: BTreeMap<Arc<str>, AccountId>,
+    rates: Vec<(Box<str>, Box<str>)>,
+    node_address: Option<Box<str>>,
+    positions: HashMap<usize, i128>,
+    next_account_id: u32,
+    failure: Option<String>,
+    commits: usize,
+}
+
+impl FakeBook {
+    /// Books an amount to an account, as a packet from our own position would.
+    pub(crate) fn credit(&self, id: AccountId, amount: i128) {
+        let mut inner = self.inner.lock().unwrap();
+        let (account, booked) = inner.accounts.get_mut(&id).unwrap();
+        *booked += amount;
+        let asset = account.asset_id.index();
+        *inner.positions.entry(asset).or_default() -= amount;
+    }
+
+    /// Makes one unit vanish, as no real book would.
+    pub(crate) fn lose_a_unit(&self) {
+        *self.inner.lock().unwrap().positions.entry(0).or_default() -= 1;
+    }
+
+    pub(crate) fn fail(&self, reason: &str) {
+        self.inner.lock().unwrap().failure = Some(reason.to_owned());
+    }
+
+    pub(crate) fn commits(&self) -> usize {
+        self.inner.lock().unwrap().commits
+    }
+
+    /// What a start would read back.
+    pub(crate) fn read_back(&self) -> Book {
+        let inner = self.inner.lock().unwrap();
+        let mut book = Book::default();
+        book.assets = inner.assets.clone();
+        book.accounts = inner.accounts.values().cloned().collect();
+        book.static_routes = inner
+            .routes
+            .iter()
+            .map(|(prefix, id)| (Arc::clone(prefix), *id))
+            .collect();
+        book.rates = inner.rates.clone();
+        book.node_address = inner.node_address.clone();
+        book.next_account_id = inner.next_account_id;
+        book
+    }
+}
+
+impl Bookkeeper for FakeBook {
+    fn apply(&self, mutations: Vec<Mutation>) -> Result<Applied, StoreError> {
+        let mut inner = self.inner.lock().unwrap();
+        if let Some(reason) = &inner.failure {
+            return Err(StoreError::Failed(reason.clone()));
+        }
+        let mut applied = Applied::default();
+        for mutation in &mutations {
+            if let Mutation::DeleteAccount {
+                id,
+                write_off: false,
+            } = mutation
+            {
+                let balance = inner.accounts[id].1;
+                if balance != 0 {
+                    return Err(StoreError::BalanceNotZero { balance });
+                }
+            }
+        }
+        for mutation in mutations {
+            match mutation {
+                Mutation::PutAsset(id, asset) => {
+                    assert_eq!(id.index(), inner.assets.len());
+                    inner.assets.push(asset);
+                }
+                Mutation::PutAccount(account) => {
+                    assert_eq!(inner.assets[account.asset_id.index()], account.asset);
+                    inner.next_account_id = inner.next_account_id.max(account.id.get() + 1);
+                    let booked = inner
+                        .accounts
+                        .get(&account.id)
+                        .map_or(0, |(_, booked)| *booked);
+                    inner.accounts.insert(account.id, (account, booked));
+                }
+                Mutation::DeleteAccount { id, .. } => {
+                    let (account, booked) = inner.accounts.remove(&id).unwrap();
+                    *inner.positions.entry(account.asset_id.index()).or_default() += booked;
+                    applied.written_off += booked;
+                }
+                Mutation::PutStaticRoute { prefix, next_hop } => {
+                    inner.routes.insert(prefix, next_hop);
+                }
+                Mutation::RemoveStaticRoute { prefix } => {
+                    inner.routes.remove(&prefix);
+                }
+                Mutation::PutRates(rates) => inner.rates = rates,
+                Mutation::PutNodeAddress(address) => inner.node_address = Some(address),
+            }
+        }
+        inner.commits += 1;
+        Ok(applied)
+    }
+
+    fn audit(&self) -> Result<Audit, StoreError> {
+        let inner = self.inner.lock().unwrap();
+        let mut audit = Audit {
+            assets: inner.assets.iter().cloned().map(AssetAudit::new).collect(),
+        };
+        for (account, booked) in inner.accounts.values() {
+            audit.assets[account.asset_id.index()].add_account(*booked);
+        }
+        for (asset, position) in &inner.positions {
+            audit.assets[*asset].position = *position;
+        }
+        Ok(audit)
+    }
+
+    fn booked(&self, id: AccountId) -> Option<i128> {
+        Some(self.inner.lock().unwrap().accounts.get(&id)?.1)
+    }
+
+    fn failure(&self) -> Option<String> {
+        self.inner.lock().unwrap().failure.clone()
+    }
+}
+
+#[derive(Default)]
+pub(crate) struct FakeShards {
+    published: Mutex<Vec<String>>,
+    states: Mutex<HashMap<AccountId, AccountState>>,
+}
+
+impl FakeShards {
+    /// What was published since the last call, one word per change.
+    pub(crate) fn take_published(&self) -> String {
+        std::mem::take(&mut *self.published.lock().unwrap()).join(" ")
+    }
+
+    pub(crate) fn set_state(&self, id: AccountId, state: AccountState) {
+        self.states.lock().unwrap().insert(id, state);
+    }
+
+    fn state(&self, id: AccountId) -> AccountState {
+        self.states
+            .lock()
+            .unwrap()
+            .get(&id)
+            .copied()
+            .unwrap_or_default()
+    }
+}
+
+impl Shards for FakeShards {
+    fn publish(&self, changes: &[Change]) {
+        self.published
+            .lock()
+            .unwrap()
+            .extend(changes.iter().map(show));
+    }
+
+    fn account_state(&self, id: AccountId) -> Option<AccountState> {
+        self.states.lock().unwrap().get(&id).copied()
+    }
+
+    /// Does not wait: what is in flight in a fake stays there.
+    fn wait_until_idle(&self, id: AccountId, _at_most: Duration) -> Result<(), StillInFlight> {
+        if self.state(id).in_flight == 0 {
+            Ok(())
+        } else {
+            Err(StillInFlight)
+        }
+    }
+
+    fn wait_for_btp(&self, id: AccountId, _at_most: Duration) -> bool {
+        self.state(id).btp_connected
+    }
+}
+
+pub(crate) fn show(change: &Change) -> String {
+    match change {
+        Change::Account(account) => format!("account:{}@{}", account.username, account.ilp_address),
+        Change::CloseAccount(id) => format!("close:{id}"),
+        Change::ReopenAccount(id) => format!("reopen:{id}"),
+        Change::RemoveAccount(id) => format!("remove:{id}"),
+        Change::SetRoute { prefix, next_hop } => format!("route:{prefix}={next_hop}"),
+        Change::RemoveRoute { prefix } => format!("no-route:{prefix}"),
+        Change::Rates(rates) => format!("rates:{}", rates.len()),
+        Change::NodeAddress(address) => format!("node:{address}"),
+    }
+}
+
+/// A node with an empty book, and handles to look behind it.
+pub(crate) struct Node {
+    pub(crate) control: Arc<Control>,
+    pub(crate) book: Arc<FakeBook>,
+    pub(crate) shards: Arc<FakeShards>,
+}
+
+impl Node {
+    pub(crate) fn new(node_address: &str) -> Self {
+        Self::start(node_address, Arc::new(FakeBook::default()))
+    }
+
+    /// A node on a book that was there before.
+    pub(crate) fn start(node_address: &str, book: Arc<FakeBook>) -> Self {
+        let shards = Arc::new(FakeShards::default());
+        let read_back = book.read_back();
+        let control =
+            Control::start(node_address.into(), read_back, book.clone(), shards.clone()).unwrap();
+        control.set_readiness(Readiness::Ready);
+        Self {
+            control: Arc::new(control),
+            book,
+            shards,
+        }
+    }
+}

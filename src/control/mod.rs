@@ -1,0 +1,344 @@
+//! The cold half of the node: accounts, routes and rates as they stand. A change is validated, made durable, then
+//! published to all shards in one order, and only then answered.
+//!
+//! Owns the configuration between the HTTP API above and the store and the shards below. [`state`] is what stands,
+//! [`edit`] what a caller wants to be different, [`accounts`] and [`routes`] make the changes, [`list`] finds accounts. Leaves HTTP and JSON to
+//! `api`, the record on disk to `store`, and the money to the shards; of balances it only asks.
+//!
+//! Always: changes happen one at a time; what readers see is durable; a change that was refused has changed nothing. The
+//! lock that readers take is never held while waiting for the disk or for a shard.
+
+pub mod accounts;
+pub mod edit;
+pub mod list;
+pub mod routes;
+mod state;
+
+#[cfg(test)]
+pub(crate) mod fake;
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use crate::ledger::account::{Account, AccountId};
+use crate::ledger::audit::Audit;
+use crate::pipeline::rates::{Decimal, Rates};
+use crate::routing::table::{RouteChange, Step};
+use crate::shard::control::{AccountState, Change, Shards};
+use crate::store::{Applied, Book, Mutation, StoreError, WriterHandle};
+
+use state::State;
+
+/// The book, as the cold half sees it. Every call may wait for the disk.
+pub trait Bookkeeper: Send + Sync {
+    /// Makes the mutations durable, all or none.
+    fn apply(&self, mutations: Vec<Mutation>) -> Result<Applied, StoreError>;
+
+    /// Adds up what is on disk.
+    fn audit(&self) -> Result<Audit, StoreError>;
+
+    /// The durable balance of an account, in units of its asset; positive is what we owe the holder.
+    fn booked(&self, id: AccountId) -> Option<i128>;
+
+    /// Why nothing can be committed any more, if so.
+    fn failure(&self) -> Option<String>;
+}
+
+impl Bookkeeper for WriterHandle {
+    fn apply(&self, mutations: Vec<Mutation>) -> Result<Applied, StoreError> {
+        self.apply(mutations)
+    }
+
+    fn audit(&self) -> Result<Audit, StoreError> {
+        self.audit()
+    }
+
+    fn booked(&self, id: AccountId) -> Option<i128> {
+        self.booked(id)
+    }
+
+    fn failure(&self) -> Option<String> {
+        self.failure()
+    }
+}
+
+/// Why a change was refused or a question has no answer. Nothing was changed.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum ControlError {
+    #[error("there is no account {username}")]
+    AccountNotFound { username: Box<str> },
+    #[error("there is no fixed route for this prefix")]
+    RouteNotFound,
+    #[error("the user name {username} is taken")]
+    DuplicateUsername { username: Box<str> },
+    #[error("there is a parent already, and a node has one")]
+    SecondParent,
+    #[error("the address {address} belongs to another account")]
+    DuplicateAddress { address: Arc<str> },
+    /// The rule goes with the field `ilp_address`.
+    #[error("ilp_address {rule}")]
+    InvalidAddress { rule: String },
+    #[error("the asset changes only while nothing is owed and nothing is in flight")]
+    AssetInUse,
+    #[error(
+        "the balance is {balance}; settle it first, or delete with ?force=true to write it off"
+    )]
+    BalanceNotZero { balance: i128 },
+    #[error("packets of this account are still in flight, or it is being deleted")]
+    PacketsInFlight,
+    #[error("the node has {} assets, which is all it can have", 1 << 16)]
+    TooManyAssets,
+    #[error("the node has given all account numbers it can give")]
+    TooManyAccounts,
+    #[error("the node would have more than {max} fixed routes")]
+    TooManyRoutes { max: usize },
+    /// Starting, stopping, or unable to commit.
+    #[error("{reason}")]
+    NotReady { reason: String },
+    /// What the store says about a change that should have fitted: our own mistake, but nothing is lost by refusing.
+    #[error("{0}")]
+    Internal(String),
+}
+
+impl From<StoreError> for ControlError {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::BalanceNotZero { balance } => Self::BalanceNotZero { balance },
+            StoreError::Failed(_) | StoreError::Stopped => Self::NotReady {
+                reason: error.to_string(),
+            },
+            other => Self::Internal(other.to_string()),
+        }
+    }
+}
+
+/// Why what was read back cannot be run.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("the stored rate of {code} cannot be read: restore the store from a backup")]
+    Rate { code: Box<str> },
+    #[error(
+        "the stored route {prefix:?} leads to an account that does not exist: restore the store from a backup"
+    )]
+    Route { prefix: Arc<str> },
+    #[error("under ilp_address {node_address} the account {username} gets no address: {reason}")]
+    Address {
+        node_address: Arc<str>,
+        username: Box<str>,
+        reason: ControlError,
+    },
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Something a caller should know about a change that was made.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Warning {
+    /// The field it is about, as the API names it.
+    pub field: Box<str>,
+    pub message: String,
+}
+
+/// Whether the node serves. A change is refused while it does not.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum Readiness {
+    Starting,
+    Ready,
+    Stopping,
+}
+
+/// What only the one who makes a change sees.
+struct Changes {
+    next_account_id: u32,
+    /// Accounts that are being deleted: nobody else may change them.
+    closing: HashSet<AccountId>,
+}
+
+/// The configuration and everything that may be done to it.
+///
+/// Reading methods answer at once. Changing ones ([`Control::create_account`] and its like) wait for their turn, for the
+/// disk and for all shards.
+pub struct Control {
+    state: RwLock<State>,
+    /// Held from the validation of a change until all shards have it, so that all see changes in one order.
+    changes: Mutex<Changes>,
+    bookkeeper: Arc<dyn Bookkeeper>,
+    shards: Arc<dyn Shards>,
+    readiness: AtomicU8,
+}
+
+impl Control {
+    /// Takes over what was read back at start. If the node's address is another one than last time, every generated
+    /// address follows it, in one commit. Talks to no shard: see [`Self::initial_changes`].
+    pub fn start(
+        node_address: Arc<str>,
+        book: Book,
+        bookkeeper: Arc<dyn Bookkeeper>,
+        shards: Arc<dyn Shards>,
+    ) -> Result<Self, StartError> {
+        let mut rates = BTreeMap::new();
+        for (code, rate) in &book.rates {
+            let rate = Decimal::parse(rate).map_err(|_| StartError::Rate { code: code.clone() })?;
+            rates.insert(code.to_string(), rate);
+        }
+        let rates = Rates::new(rates).map_err(|error| StartError::Rate {
+            code: error.to_string().into(),
+        })?;
+
+        let renamed = book.node_address.as_deref() != Some(&*node_address);
+        let mut mutations = Vec::new();
+        if renamed {
+            mutations.push(Mutation::PutNodeAddress((*node_address).into()));
+        }
+        let mut state = State::new(Arc::clone(&node_address), book.assets, Arc::new(rates));
+        for (mut account, _) in book.accounts {
+            if renamed && account.ilp_address_generated {
+                account = rename(&account, &node_address)?;
+                mutations.push(Mutation::PutAccount(Arc::clone(&account)));
+            }
+            state.routes.apply(State::claims_of(&account));
+            state.put_account(account);
+        }
+        for (prefix, next_hop) in book.static_routes {
+            if state.directory.get(next_hop).is_none() {
+                return Err(StartError::Route { prefix });
+            }
+            state.routes.apply([Step::Fix { prefix, next_hop }]);
+        }
+        if !mutations.is_empty() {
+            bookkeeper.apply(mutations)?;
+        }
+        Ok(Self {
+            state: RwLock::new(state),
+            changes: Mutex::new(Changes {
+                next_account_id: book.next_account_id,
+                closing: HashSet::new(),
+            }),
+            bookkeeper,
+            shards,
+            readiness: AtomicU8::new(Readiness::Starting as u8),
+        })
+    }
+
+    /// Everything that stands, as changes for shards that know nothing yet: accounts before the routes to them.
+    pub fn initial_changes(&self) -> Vec<Change> {
+        let state = self.read();
+        let mut changes = vec![
+            Change::NodeAddress(Arc::clone(&state.node_address)),
+            Change::Rates(Arc::clone(&state.rates)),
+        ];
+        changes.extend(
+            state
+                .directory
+                .iter()
+                .map(|account| Change::Account(Arc::clone(account))),
+        );
+        let route = |(prefix, next_hop): (&Arc<str>, _)| Change::SetRoute {
+            prefix: Arc::clone(prefix),
+            next_hop,
+        };
+        changes.extend(state.routes.winners().map(route));
+        changes
+    }
+
+    /// The connector says when the node begins and ceases to serve.
+    pub fn set_readiness(&self, readiness: Readiness) {
+        self.readiness.store(readiness as u8, Ordering::Relaxed);
+    }
+
+    /// Why the node does not serve; `None` if it does.
+    pub fn not_ready(&self) -> Option<String> {
+        let readiness = self.readiness.load(Ordering::Relaxed);
+        if readiness == Readiness::Starting as u8 {
+            Some("the node is starting".to_owned())
+        } else if readiness == Readiness::Stopping as u8 {
+            Some("the node is stopping".to_owned())
+        } else {
+            self.bookkeeper
+                .failure()
+                .map(|reason| format!("the node cannot commit: {reason}"))
+        }
+    }
+
+    pub fn node_address(&self) -> Arc<str> {
+        Arc::clone(&self.read().node_address)
+    }
+
+    pub fn rates(&self) -> Arc<Rates> {
+        Arc::clone(&self.read().rates)
+    }
+
+    /// Replaces all rates.
+    pub fn set_rates(&self, rates: Rates) -> Result<Arc<Rates>, ControlError> {
+        let _changes = self.begin()?;
+        let stored = rates
+            .iter()
+            .map(|(code, rate)| (code.into(), rate.to_string().into()))
+            .collect();
+        self.bookkeeper.apply(vec![Mutation::PutRates(stored)])?;
+        // Durable: nothing below can fail.
+        let rates = Arc::new(rates);
+        self.write().rates = Arc::clone(&rates);
+        self.shards.publish(&[Change::Rates(Arc::clone(&rates))]);
+        Ok(rates)
+    }
+
+    /// The proof that the book adds up, read from disk after everything handed over so far.
+    pub fn audit(&self) -> Result<Audit, ControlError> {
+        Ok(self.bookkeeper.audit()?)
+    }
+
+    /// The account as its shard sees it. While a shard does not know it yet, what the book says.
+    pub fn account_state(&self, account: &Account) -> AccountState {
+        self.shards
+            .account_state(account.id)
+            .unwrap_or_else(|| AccountState {
+                booked: self.bookkeeper.booked(account.id).unwrap_or(0),
+                ..AccountState::default()
+            })
+    }
+
+    /// Begins a change: from here on, until the guard goes, nobody else makes one.
+    fn begin(&self) -> Result<MutexGuard<'_, Changes>, ControlError> {
+        let changes = self.changes.lock().expect("no change panics halfway");
+        match self.not_ready() {
+            Some(reason) => Err(ControlError::NotReady { reason }),
+            None => Ok(changes),
+        }
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, State> {
+        self.state.read().expect("no change panics halfway")
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, State> {
+        self.state.write().expect("no change panics halfway")
+    }
+}
+
+/// The account under a new address of the node.
+fn rename(account: &Account, node_address: &Arc<str>) -> Result<Arc<Account>, StartError> {
+    match state::renamed_address(node_address, &account.username) {
+        Ok(ilp_address) => Ok(Arc::new(Account {
+            ilp_address,
+            ..account.clone()
+        })),
+        Err(reason) => Err(StartError::Address {
+            node_address: Arc::clone(node_address),
+            username: account.username.clone(),
+            reason,
+        }),
+    }
+}
+
+/// What shards have to be told about routes.
+fn as_changes(changes: Vec<RouteChange>) -> impl Iterator<Item = Change> {
+    changes
+        .into_iter()
+        .map(|RouteChange { prefix, next_hop }| match next_hop {
+            Some(next_hop) => Change::SetRoute { prefix, next_hop },
+            None => Change::RemoveRoute { prefix },
+        })
+}

@@ -1,0 +1,160 @@
+//! Fixed routes: what the operator says leads where.
+//!
+//! Owns replacing all of them and changing one. Which of several candidates wins is [`crate::routing::table`]'s.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::ledger::account::Account;
+use crate::routing::table::Step;
+use crate::shard::control::Change;
+use crate::store::Mutation;
+
+use super::{Changes, Control, ControlError, as_changes};
+
+/// Fixed routes a node may have. As many prefixes as the whole Internet has networks, at some 150 bytes each.
+pub const STATIC_ROUTES_MAX: usize = 1_000_000;
+
+/// A prefix and the account it leads to.
+pub type Route = (Arc<str>, Arc<Account>);
+
+impl Control {
+    /// Every route in force, in the order of the prefixes.
+    pub fn routes(&self) -> Vec<Route> {
+        let state = self.read();
+        let account = |id| {
+            Arc::clone(
+                state
+                    .directory
+                    .get(id)
+                    .expect("a route leads to an account"),
+            )
+        };
+        state
+            .routes
+            .winners()
+            .map(|(prefix, next_hop)| (Arc::clone(prefix), account(next_hop)))
+            .collect()
+    }
+
+    /// Replaces all fixed routes, or none if one of the names is unknown. Prefixes are normalized and differ.
+    pub fn set_static_routes(
+        &self,
+        wanted: BTreeMap<Arc<str>, Box<str>>,
+    ) -> Result<Vec<Route>, ControlError> {
+        let changes = self.begin()?;
+        if wanted.len() > STATIC_ROUTES_MAX {
+            return Err(ControlError::TooManyRoutes {
+                max: STATIC_ROUTES_MAX,
+            });
+        }
+        let mut routes = Vec::with_capacity(wanted.len());
+        let mut steps = Vec::new();
+        {
+            let state = self.read();
+            for (prefix, _) in state
+                .routes
+                .fixed_routes()
+                .filter(|(prefix, _)| !wanted.contains_key(*prefix))
+            {
+                steps.push(Step::Unfix {
+                    prefix: Arc::clone(prefix),
+                });
+            }
+            for (prefix, username) in wanted {
+                let account = changes.next_hop(state.account(&username)?)?;
+                if state.routes.fixed(&prefix) != Some(account.id) {
+                    steps.push(Step::Fix {
+                        prefix: Arc::clone(&prefix),
+                        next_hop: account.id,
+                    });
+                }
+                routes.push((prefix, Arc::clone(account)));
+            }
+        }
+        self.change_routes(steps)?;
+        Ok(routes)
+    }
+
+    /// Sets or replaces one fixed route.
+    pub fn set_static_route(
+        &self,
+        prefix: Arc<str>,
+        username: &str,
+    ) -> Result<Arc<Account>, ControlError> {
+        let changes = self.begin()?;
+        let (account, steps) = {
+            let state = self.read();
+            let account = Arc::clone(changes.next_hop(state.account(username)?)?);
+            let steps = match state.routes.fixed(&prefix) {
+                Some(next_hop) if next_hop == account.id => vec![],
+                None if state.routes.fixed_count() >= STATIC_ROUTES_MAX => {
+                    return Err(ControlError::TooManyRoutes {
+                        max: STATIC_ROUTES_MAX,
+                    });
+                }
+                _ => vec![Step::Fix {
+                    prefix,
+                    next_hop: account.id,
+                }],
+            };
+            (account, steps)
+        };
+        self.change_routes(steps)?;
+        Ok(account)
+    }
+
+    /// Removes one fixed route and names the account it led to.
+    pub fn remove_static_route(&self, prefix: Arc<str>) -> Result<Arc<Account>, ControlError> {
+        let _changes = self.begin()?;
+        let account = {
+            let state = self.read();
+            let next_hop = state
+                .routes
+                .fixed(&prefix)
+                .ok_or(ControlError::RouteNotFound)?;
+            Arc::clone(
+                state
+                    .directory
+                    .get(next_hop)
+                    .expect("a route leads to an account"),
+            )
+        };
+        self.change_routes(vec![Step::Unfix { prefix }])?;
+        Ok(account)
+    }
+
+    /// Makes steps about fixed routes durable, takes them, and tells the shards. Within a change.
+    fn change_routes(&self, steps: Vec<Step>) -> Result<(), ControlError> {
+        if steps.is_empty() {
+            return Ok(());
+        }
+        let mutation = |step: &Step| match step {
+            Step::Fix { prefix, next_hop } => Some(Mutation::PutStaticRoute {
+                prefix: Arc::clone(prefix),
+                next_hop: *next_hop,
+            }),
+            Step::Unfix { prefix } => Some(Mutation::RemoveStaticRoute {
+                prefix: Arc::clone(prefix),
+            }),
+            Step::Claim { .. } | Step::Unclaim { .. } => None, // follow from the accounts, so they are not kept
+        };
+        self.bookkeeper
+            .apply(steps.iter().filter_map(mutation).collect())?;
+        // Durable: nothing below can fail.
+        let routes = self.write().routes.apply(steps);
+        let published: Vec<Change> = as_changes(routes).collect();
+        self.shards.publish(&published);
+        Ok(())
+    }
+}
+
+impl Changes {
+    /// The account, if a route may lead to it.
+    fn next_hop<'a>(&self, account: &'a Arc<Account>) -> Result<&'a Arc<Account>, ControlError> {
+        if self.closing.contains(&account.id) {
+            return Err(ControlError::PacketsInFlight);
+        }
+        Ok(account)
+    }
+}

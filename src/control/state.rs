@@ -1,0 +1,311 @@
+//! What stands: every account, asset, route and rate, and the rules that concern more than one of them.
+//!
+//! Owns the copy of the configuration that the API reads. It is changed only after the change is durable, by
+//! [`super::Control`]; every check here is done before, on the same state, under the lock that serializes changes.
+//!
+//! Always: a folded user name belongs to one account; there is at most one parent; an address belongs to one account, or
+//! to several links towards peers and the parent; every candidate in the table of routes names an account that exists.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use crate::ledger::account::{Account, AccountId, Asset, AssetId, RoutingRelation};
+use crate::ledger::directory::{Directory, fold_username};
+use crate::pipeline::rates::Rates;
+use crate::routing::table::{Step, Table};
+use crate::wire::address::Address;
+
+use super::ControlError;
+
+/// The prefix of the default route.
+pub(super) const DEFAULT_ROUTE: &str = "";
+
+/// One consistent picture of the configuration.
+pub(super) struct State {
+    pub node_address: Arc<str>,
+    pub directory: Directory,
+    /// Accounts by folded user name, which is the order in which they are listed.
+    pub by_name: BTreeMap<Box<str>, AccountId>,
+    /// By [`AssetId`]. An asset is never taken out again: its position stays in the book.
+    pub assets: Vec<Asset>,
+    asset_ids: HashMap<Asset, AssetId>,
+    pub routes: Table,
+    pub rates: Arc<Rates>,
+}
+
+impl State {
+    pub fn new(node_address: Arc<str>, assets: Vec<Asset>, rates: Arc<Rates>) -> Self {
+        let ids = (0..=u16::MAX).map(AssetId::new);
+        Self {
+            node_address,
+            directory: Directory::new(),
+            by_name: BTreeMap::new(),
+            asset_ids: assets.iter().cloned().zip(ids).collect(),
+            assets,
+            routes: Table::new(),
+            rates,
+        }
+    }
+
+    /// The account, or the error that names it.
+    pub fn account(&self, username: &str) -> Result<&Arc<Account>, ControlError> {
+        self.directory
+            .find(username)
+            .ok_or_else(|| ControlError::AccountNotFound {
+                username: shorten(username),
+            })
+    }
+
+    /// The one account whose relation is Parent.
+    pub fn parent(&self) -> Option<AccountId> {
+        self.directory
+            .iter()
+            .find(|account| account.routing_relation == RoutingRelation::Parent)
+            .map(|parent| parent.id)
+    }
+
+    /// The number of an asset, and whether it is a new one.
+    pub fn intern(&self, asset: &Asset) -> Result<(AssetId, bool), ControlError> {
+        if let Some(id) = self.asset_ids.get(asset) {
+            return Ok((*id, false));
+        }
+        match u16::try_from(self.assets.len()) {
+            Ok(number) => Ok((AssetId::new(number), true)),
+            Err(_) => Err(ControlError::TooManyAssets),
+        }
+    }
+
+    /// Adds an asset under the number that [`Self::intern`] gave.
+    pub fn add_asset(&mut self, id: AssetId, asset: Asset) {
+        assert_eq!(
+            id.index(),
+            self.assets.len(),
+            "assets are numbered without gaps"
+        );
+        self.asset_ids.insert(asset.clone(), id);
+        self.assets.push(asset);
+    }
+
+    /// Adds an account or replaces the one with its id, without its routes.
+    pub fn put_account(&mut self, account: Arc<Account>) {
+        self.by_name
+            .insert(fold_username(&account.username).into(), account.id);
+        self.directory.insert(account);
+    }
+
+    pub fn remove_account(&mut self, account: &Account) {
+        self.by_name
+            .remove(fold_username(&account.username).as_ref());
+        self.directory.remove(account.id);
+    }
+
+    /// Checks an account, new or changed, against all others. `before` is what it was.
+    pub fn check(&self, account: &Account, before: Option<&Account>) -> Result<(), ControlError> {
+        if before.is_none() && self.directory.find(&account.username).is_some() {
+            return Err(ControlError::DuplicateUsername {
+                username: account.username.clone(),
+            });
+        }
+        let is_parent = |account: &Account| account.routing_relation == RoutingRelation::Parent;
+        if is_parent(account)
+            && !before.is_some_and(is_parent)
+            && self.parent().is_some_and(|parent| parent != account.id)
+        {
+            return Err(ControlError::SecondParent);
+        }
+        // Also checked when only the relation changes: a customer may not keep an address that two peers share.
+        let unchanged = before.is_some_and(|before| {
+            before.ilp_address == account.ilp_address
+                && before.routing_relation == account.routing_relation
+        });
+        if !unchanged {
+            self.check_address_is_free(account)?;
+        }
+        Ok(())
+    }
+
+    fn check_address_is_free(&self, account: &Account) -> Result<(), ControlError> {
+        let is_link = |account: &Account| {
+            matches!(
+                account.routing_relation,
+                RoutingRelation::Peer | RoutingRelation::Parent
+            )
+        };
+        let ours = account.ilp_address == self.node_address;
+        let others = self
+            .routes
+            .claims(&account.ilp_address)
+            .filter(|id| *id != account.id);
+        for other in others.filter_map(|id| self.directory.get(id)) {
+            // Several links to one neighbour have its address; but nobody shares ours.
+            if ours || !is_link(account) || !is_link(other) {
+                return Err(ControlError::DuplicateAddress {
+                    address: Arc::clone(&account.ilp_address),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// What an account claims in the table of routes.
+    pub fn claims_of(account: &Account) -> impl Iterator<Item = Step> {
+        let default =
+            (account.routing_relation == RoutingRelation::Parent).then(|| DEFAULT_ROUTE.into());
+        let account_id = account.id;
+        [Some(Arc::clone(&account.ilp_address)), default]
+            .into_iter()
+            .flatten()
+            .map(move |prefix| Step::Claim {
+                prefix,
+                account: account_id,
+            })
+    }
+
+    /// The same, taken back.
+    pub fn unclaims_of(account: &Account) -> impl Iterator<Item = Step> {
+        Self::claims_of(account).map(|step| match step {
+            Step::Claim { prefix, account } => Step::Unclaim { prefix, account },
+            other => other,
+        })
+    }
+
+    /// The prefixes the operator sends to an account.
+    pub fn fixed_routes_to(&self, id: AccountId) -> Vec<Arc<str>> {
+        let to_account = self
+            .routes
+            .fixed_routes()
+            .filter(|(_, next_hop)| *next_hop == id);
+        to_account.map(|(prefix, _)| Arc::clone(prefix)).collect()
+    }
+}
+
+/// The address of an account that got none of its own.
+pub(super) fn generated_address(
+    node_address: &str,
+    username: &str,
+) -> Result<Arc<str>, ControlError> {
+    let invalid = |rule: String| ControlError::InvalidAddress { rule };
+    if !username.is_ascii() {
+        return Err(invalid(
+            "must be given, because the user name is not ASCII".to_owned(),
+        ));
+    }
+    let address = format!("{node_address}.{username}");
+    match Address::parse(address.as_bytes()) {
+        Ok(_) => Ok(address.into()),
+        Err(error) => Err(invalid(format!(
+            "cannot be made from the node's address and the user name: {error}"
+        ))),
+    }
+}
+
+/// The address of an account after the node's address changed, for one whose address was generated. A parent may have
+/// given us the very address of one of our users, as single-user nodes have it: then that user keeps it.
+pub(super) fn renamed_address(
+    node_address: &str,
+    username: &str,
+) -> Result<Arc<str>, ControlError> {
+    if node_address.rsplit('.').next() == Some(username) {
+        return Ok(node_address.into());
+    }
+    generated_address(node_address, username)
+}
+
+/// As much of what a caller sent as an error may repeat.
+fn shorten(text: &str) -> Box<str> {
+    text.chars().take(32).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_from_names() {
+        let long = format!("g.{}", "a".repeat(1_000));
+        let longest = format!("g.{}", "a".repeat(1_019));
+        for (node, username, generated, renamed) in [
+            (
+                "example.hub",
+                "alice",
+                Some("example.hub.alice"),
+                Some("example.hub.alice"),
+            ),
+            (
+                "example.hub",
+                "Alice_2",
+                Some("example.hub.Alice_2"),
+                Some("example.hub.Alice_2"),
+            ),
+            (
+                "example.parent.hub",
+                "hub",
+                Some("example.parent.hub.hub"),
+                Some("example.parent.hub"),
+            ),
+            ("example.hub", "zoë", None, None),
+            (
+                &long,
+                "alice",
+                Some(&*format!("{long}.alice")),
+                Some(&*format!("{long}.alice")),
+            ),
+            (&longest, "alice", None, None),
+        ] {
+            assert_eq!(
+                generated_address(node, username).ok().as_deref(),
+                generated,
+                "{username}"
+            );
+            assert_eq!(
+                renamed_address(node, username).ok().as_deref(),
+                renamed,
+                "{username}"
+            );
+        }
+    }
+
+    #[test]
+    fn assets_are_numbered_once() {
+        let asset = |code: &str| Asset {
+            code: code.into(),
+            scale: 9,
+        };
+        let mut state = State::new("example.hub".into(), vec![asset("ABC")], Arc::default());
+        assert_eq!(
+            state.intern(&asset("ABC")).unwrap(),
+            (AssetId::new(0), false)
+        );
+        assert_eq!(
+            state.intern(&asset("XYZ")).unwrap(),
+            (AssetId::new(1), true)
+        );
+        state.add_asset(AssetId::new(1), asset("XYZ"));
+        assert_eq!(
+            state.intern(&asset("XYZ")).unwrap(),
+            (AssetId::new(1), false)
+        );
+        assert_eq!(
+            state
+                .intern(&Asset {
+                    code: "XYZ".into(),
+                    scale: 8
+                })
+                .unwrap(),
+            (AssetId::new(2), true)
+        );
+
+        let all = (0..65_536)
+            .map(|number| asset(&number.to_string()))
+            .collect();
+        let full = State::new("example.hub".into(), all, Arc::default());
+        assert_eq!(
+            full.intern(&asset("65535")).unwrap(),
+            (AssetId::new(65_535), false)
+        );
+        assert!(matches!(
+            full.intern(&asset("ABC")),
+            Err(ControlError::TooManyAssets)
+        ));
+    }
+}

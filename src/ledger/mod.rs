@@ -1,0 +1,17 @@
+//! The ledger: the accounts of one shard, double entry, and the rules that every change keeps.
+//!
+//! Pure state: no packets, no links, no disk, no clock. [`account`] is what an operator sets, [`balance`] the money of
+//! one account, [`transfer`] what one fulfilled packet moves, [`journal`] what waits until its transfer is durable,
+//! [`directory`] who is who, [`audit`] the proof that the book adds up.
+
+pub mod account;
+pub mod audit;
+pub mod balance;
+pub mod directory;
+pub mod journal;
+pub mod transfer;
+
+pub use account::{Account, AccountId, AccountLimits, Asset, AssetId, Links, RoutingRelation};
+pub use balance::{Balance, Hold, Reservation};
+pub use directory::Directory;
+pub use transfer::Transfer;

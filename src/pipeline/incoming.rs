@@ -1,0 +1,194 @@
+//! The first half of a Prepare's way, on the shard that owns the account that sent it: check, find the next hop, hold.
+
+use std::sync::Arc;
+
+use crate::ledger::{Account, AccountId};
+use crate::wire::packet::Prepare;
+use crate::wire::timestamp::Timestamp;
+
+use super::forward::outgoing_expiry;
+use super::in_flight::{IN_FLIGHT_MAX, IN_FLIGHT_PER_ACCOUNT_MAX, Origin, ReplyTo};
+use super::rates::ConversionError;
+use super::reject::RejectReason;
+use super::{LOCAL, Now, Pipeline, local};
+
+/// A Prepare that may go on to `to`: everything the second half needs, but the packet's bytes.
+#[derive(Debug)]
+pub struct Onward {
+    pub origin: Origin,
+    pub to: AccountId,
+    /// In units of the outgoing account.
+    pub amount: u64,
+    pub expires_at: Timestamp,
+    pub condition: [u8; 32],
+    /// Goes instead of the packet that came: the answer to an echo request.
+    pub replacement: Option<Vec<u8>>,
+}
+
+impl Pipeline {
+    /// Checks a Prepare from the account `from`, which this shard owns, in the order of [`RejectReason`].
+    ///
+    /// After an `Ok` the Prepare is accepted: its amount is on hold, and the Origin must come back to
+    /// [`Pipeline::finish`]. After an `Err` nothing has changed, but that a packet was counted against the rate limit.
+    pub fn incoming(
+        &mut self,
+        now: Now,
+        from: AccountId,
+        prepare: &Prepare<'_>,
+        reply_to: ReplyTo,
+    ) -> Result<Onward, RejectReason> {
+        self.stats.prepares += 1;
+        let result = self.check(now, from, prepare, reply_to);
+        if result.is_err() {
+            self.stats.rejected_here += 1;
+        }
+        result
+    }
+
+    fn check(
+        &mut self,
+        now: Now,
+        from: AccountId,
+        prepare: &Prepare<'_>,
+        reply_to: ReplyTo,
+    ) -> Result<Onward, RejectReason> {
+        if self.stopping {
+            return Err(RejectReason::Stopping);
+        }
+        if self.cannot_commit {
+            return Err(RejectReason::CannotCommit);
+        }
+        if self.accepted >= IN_FLIGHT_MAX {
+            return Err(RejectReason::ConnectorBusy);
+        }
+        let amount = prepare.amount();
+        let account = self.admit(now, from, prepare)?;
+        // From here on a refusal gives the amount back to the account's budget.
+        let result = self.route_and_hold(now, &account, prepare, reply_to);
+        if result.is_err() {
+            self.refund(from, amount);
+        }
+        result
+    }
+
+    /// What depends on the account and the packet alone.
+    fn admit(&mut self, now: Now, from: AccountId, prepare: &Prepare<'_>) -> Result<Arc<Account>, RejectReason> {
+        // The account went while its connection was being closed.
+        let member = self.member_mut(from).ok_or(RejectReason::Stopping)?;
+        if member.closing {
+            return Err(RejectReason::Stopping);
+        }
+        if member.in_flight >= IN_FLIGHT_PER_ACCOUNT_MAX {
+            return Err(RejectReason::ConnectorBusy);
+        }
+        if let Some(budgets) = &mut member.budgets
+            && let Some(packets) = &mut budgets.packets
+            && !packets.take(now.monotonic_ms, 1)
+        {
+            return Err(RejectReason::RateLimited);
+        }
+        if prepare.expires_at() <= now.wall {
+            return Err(RejectReason::Expired);
+        }
+        let amount = prepare.amount();
+        let maximum = member.account.limits.packet_amount_max;
+        if amount > maximum {
+            return Err(RejectReason::AmountTooLarge { received: amount, maximum });
+        }
+        if let Some(budgets) = &mut member.budgets
+            && let Some(budget) = &mut budgets.amount
+            && !budget.take(now.monotonic_ms, amount)
+        {
+            return Err(RejectReason::AmountRateLimited);
+        }
+        Ok(member.account.clone())
+    }
+
+    fn route_and_hold(
+        &mut self,
+        now: Now,
+        account: &Account,
+        prepare: &Prepare<'_>,
+        reply_to: ReplyTo,
+    ) -> Result<Onward, RejectReason> {
+        let destination = prepare.destination();
+        if destination.scheme() == "peer" {
+            return Err(RejectReason::NoSuchService);
+        }
+        let mut replacement = None;
+        let next_hop = if destination.as_str() == &*self.node_address && self.settings.echo && local::is_echo(prepare) {
+            let answer = local::echo(prepare)?;
+            let back = Prepare::parse(&answer).expect("the echo was encoded here");
+            let next_hop = self.next_hop(&back)?;
+            replacement = Some(answer);
+            next_hop
+        } else {
+            self.next_hop(prepare)?
+        };
+        if next_hop == account.id && !self.settings.reflect {
+            return Err(RejectReason::Reflected);
+        }
+        let amount = self.convert(account, next_hop, prepare.amount())?;
+        let expires_at = outgoing_expiry(prepare.expires_at(), now.wall, self.settings.windows)
+            .map_err(|_| RejectReason::InsufficientTimeout)?;
+        let member = self.member_mut(account.id).expect("admitted above");
+        let hold = member
+            .balance
+            .hold(prepare.amount(), &account.limits)
+            .map_err(|_| RejectReason::IncomingLiquidity)?;
+        // The last check was the first change: from here on the Prepare is accepted and nothing below can fail.
+        member.in_flight += 1;
+        self.accepted += 1;
+        Ok(Onward {
+            origin: Origin { from: account.id, hold, reply_to },
+            to: next_hop,
+            amount,
+            expires_at,
+            condition: *prepare.condition(),
+            replacement,
+        })
+    }
+
+    fn next_hop(&self, prepare: &Prepare<'_>) -> Result<AccountId, RejectReason> {
+        let destination = prepare.destination();
+        // A test network's packets have no business on the live one, nor the reverse, whatever the default route says.
+        let own_scheme = self.node_address.split('.').next().unwrap_or_default();
+        if destination.scheme() != own_scheme {
+            return Err(RejectReason::NoRoute);
+        }
+        match self.forwarding.lookup(destination) {
+            Some(LOCAL) if destination.as_str() == &*self.node_address => Err(RejectReason::NoSuchService),
+            Some(LOCAL) | None => Err(RejectReason::NoRoute),
+            Some(next_hop) => Ok(next_hop),
+        }
+    }
+
+    /// The amount in units of the next hop, never worth more than what came in.
+    fn convert(&mut self, from: &Account, to: AccountId, amount: u64) -> Result<u64, RejectReason> {
+        let to = self.directory.get(to).ok_or(RejectReason::NoRoute)?;
+        if from.asset_id == to.asset_id || amount == 0 {
+            return Ok(amount);
+        }
+        let rates = &self.rates;
+        let spread = &self.settings.spread;
+        let conversion = self.conversions.entry((from.asset_id, to.asset_id)).or_insert_with(|| {
+            rates
+                .conversion((&from.asset.code, from.asset.scale), (&to.asset.code, to.asset.scale), spread)
+                .ok()
+        });
+        let conversion = conversion.as_ref().ok_or(RejectReason::NoRate)?;
+        conversion.convert(amount).map_err(|error| match error {
+            ConversionError::Zero => RejectReason::AmountBecameZero,
+            ConversionError::TooLarge { maximum } => RejectReason::AmountTooLarge { received: amount, maximum },
+        })
+    }
+
+    pub(super) fn refund(&mut self, from: AccountId, amount: u64) {
+        if let Some(member) = self.member_mut(from)
+            && let Some(budgets) = &mut member.budgets
+            && let Some(budget) = &mut budgets.amount
+        {
+            budget.give_back(amount);
+        }
+    }
+}

@@ -1,0 +1,267 @@
+//! A packet's rules, in two halves: [`incoming`] on the shard that owns the account that sent the Prepare, [`outgoing`]
+//! on the shard that owns the account it goes to; [`response`] is the way back. No sockets, no disk, and time is an
+//! argument.
+//!
+//! A Prepare's life: `incoming` checks it in the order of [`reject::RejectReason`], finds the next hop, computes amount
+//! and expiry and takes a [`Hold`](crate::ledger::Hold); `outgoing` checks the other side, takes a
+//! [`Reservation`](crate::ledger::Reservation) and notes it in flight; its link sends it. Then exactly one of three
+//! things takes it out of the table: `response`, `expire`, or `fail` (the link broke). Each gives the
+//! [`Origin`](in_flight::Origin) back, which [`Pipeline::finish`] ends on the first shard.
+//!
+//! Always: every Origin that `incoming` made is finished exactly once, so every hold is committed or released once.
+
+pub mod forward;
+pub mod in_flight;
+pub mod incoming;
+pub mod limits;
+pub mod local;
+pub mod outgoing;
+pub mod rates;
+pub mod reject;
+pub mod response;
+pub mod stats;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use crate::ledger::{Account, AccountId, AssetId, Balance, Directory};
+use crate::routing::forwarding::Forwarding;
+use crate::wire::timestamp::Timestamp;
+
+use forward::Windows;
+use in_flight::Table;
+use limits::Bucket;
+use rates::{Conversion, Decimal, Rates};
+use stats::Stats;
+
+/// One reading of the clock, good for a turn of the shard.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Now {
+    /// What packets' expiries are compared with.
+    pub wall: Timestamp,
+    /// What waiting is measured with: it never jumps. Milliseconds.
+    pub monotonic_ms: u64,
+}
+
+/// What the operator sets for the node as a whole.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// May a Prepare leave on the account it came from?
+    pub reflect: bool,
+    /// Are echo requests to the node's own address answered?
+    pub echo: bool,
+    pub windows: Windows,
+    /// Kept by the node when it converts: amount x rate x (1 - spread).
+    pub spread: Decimal,
+}
+
+/// The next hop of the node's own address and of everything below it that is nobody's: this node.
+pub const LOCAL: AccountId = AccountId::new(u32::MAX);
+
+/// An account on the shard that owns it.
+struct Member {
+    account: Arc<Account>,
+    balance: Balance,
+    /// Only accounts with a limit pay for its buckets.
+    budgets: Option<Box<Budgets>>,
+    /// Packets in flight, from it and to it; those of amount 0 count too.
+    in_flight: u32,
+    /// Being deleted: no new packets in either direction.
+    closing: bool,
+}
+
+#[derive(Default)]
+struct Budgets {
+    packets: Option<Bucket>,
+    amount: Option<Bucket>,
+}
+
+/// The packet rules of one shard, with the state they need: the accounts it owns, what is in flight, and its copy of
+/// what all shards know.
+pub struct Pipeline {
+    settings: Settings,
+    node_address: Arc<str>,
+    directory: Directory,
+    forwarding: Forwarding,
+    rates: Arc<Rates>,
+    /// Made at the first packet between two assets, gone when the rates change. `None`: no rate.
+    conversions: HashMap<(AssetId, AssetId), Option<Conversion>>,
+    /// By account id divided by the number of shards.
+    members: Vec<Option<Box<Member>>>,
+    shards: u32,
+    shard: u32,
+    in_flight: Table,
+    /// Prepares accepted here whose Origin is not finished.
+    accepted: usize,
+    /// The node is stopping: no new Prepares.
+    pub stopping: bool,
+    /// The store has failed: no new promises.
+    pub cannot_commit: bool,
+    pub stats: Stats,
+}
+
+impl Pipeline {
+    /// The pipeline of shard number `shard` of `shards`.
+    pub fn new(settings: Settings, shard: u32, shards: u32, now: Now) -> Self {
+        Self {
+            settings,
+            node_address: "local.host".into(),
+            directory: Directory::new(),
+            forwarding: Forwarding::new(),
+            rates: Arc::new(Rates::default()),
+            conversions: HashMap::new(),
+            members: Vec::new(),
+            shards,
+            shard,
+            in_flight: Table::new(now.monotonic_ms),
+            accepted: 0,
+            stopping: false,
+            cannot_commit: false,
+            stats: Stats::default(),
+        }
+    }
+
+    pub fn directory(&self) -> &Directory {
+        &self.directory
+    }
+
+    pub fn node_address(&self) -> &str {
+        &self.node_address
+    }
+
+    /// Which shard owns an account. Ids are dense, so this spreads them evenly.
+    pub fn owner_of(&self, id: AccountId) -> u16 {
+        (id.get() % self.shards) as u16
+    }
+
+    pub fn owns(&self, id: AccountId) -> bool {
+        id.get() % self.shards == self.shard
+    }
+
+    /// Prepares accepted here and not answered yet.
+    pub fn accepted(&self) -> usize {
+        self.accepted
+    }
+
+    /// Prepares sent from here and not answered yet.
+    pub fn in_flight(&self) -> &Table {
+        &self.in_flight
+    }
+
+    /// A new account, or new settings of a known one. `booked` is its balance if it is new to this shard.
+    pub fn put_account(&mut self, account: Arc<Account>, booked: i128, now: Now) {
+        let id = account.id;
+        if self.owns(id) {
+            let index = self.member_index(id);
+            if self.members.len() <= index {
+                self.members.resize_with(index + 1, || None);
+            }
+            let place = &mut self.members[index];
+            let member = place.get_or_insert_with(|| {
+                Box::new(Member {
+                    account: account.clone(),
+                    balance: Balance::from_book(booked),
+                    budgets: None,
+                    in_flight: 0,
+                    closing: false,
+                })
+            });
+            if member.account.asset_id != account.asset_id {
+                assert!(member.in_flight == 0, "an asset changes only while nothing is in flight");
+            }
+            member.set_budgets(&account, now);
+            member.account = account.clone();
+        }
+        self.directory.insert(account);
+    }
+
+    /// Takes no new packets for the account, or takes them again.
+    pub fn set_closing(&mut self, id: AccountId, closing: bool) {
+        if let Some(member) = self.member_mut(id) {
+            member.closing = closing;
+        }
+    }
+
+    pub fn remove_account(&mut self, id: AccountId) {
+        if self.owns(id)
+            && let Some(place) = self.member_index_of(id).map(|index| &mut self.members[index])
+            && let Some(member) = place.take()
+        {
+            assert!(member.in_flight == 0, "an account goes when nothing of it is in flight");
+        }
+        self.directory.remove(id);
+    }
+
+    pub fn set_route(&mut self, prefix: Arc<str>, next_hop: AccountId) {
+        self.forwarding.insert(prefix, next_hop);
+    }
+
+    pub fn remove_route(&mut self, prefix: &str) {
+        self.forwarding.remove(prefix);
+        self.keep_own_route();
+    }
+
+    pub fn set_node_address(&mut self, address: Arc<str>) {
+        if self.forwarding.get(&self.node_address) == Some(LOCAL) {
+            self.forwarding.remove(&self.node_address);
+        }
+        self.node_address = address;
+        self.keep_own_route();
+    }
+
+    /// What is below our own address and nobody's ends here: a default route must not carry it away, because it would
+    /// come back. An account may have the node's own address; then it is its route.
+    fn keep_own_route(&mut self) {
+        if self.forwarding.get(&self.node_address).is_none() {
+            self.forwarding.insert(self.node_address.clone(), LOCAL);
+        }
+    }
+
+    pub fn set_rates(&mut self, rates: Arc<Rates>) {
+        self.rates = rates;
+        self.conversions.clear();
+    }
+
+    /// The balance of an account of this shard, how many packets of it are in flight.
+    pub fn state_of(&self, id: AccountId) -> Option<(Balance, u32)> {
+        self.member(id).map(|member| (member.balance, member.in_flight))
+    }
+
+    fn member_index(&self, id: AccountId) -> usize {
+        (id.get() / self.shards) as usize
+    }
+
+    fn member_index_of(&self, id: AccountId) -> Option<usize> {
+        let index = self.member_index(id);
+        (self.owns(id) && index < self.members.len()).then_some(index)
+    }
+
+    fn member(&self, id: AccountId) -> Option<&Member> {
+        self.members[self.member_index_of(id)?].as_deref()
+    }
+
+    fn member_mut(&mut self, id: AccountId) -> Option<&mut Member> {
+        let index = self.member_index_of(id)?;
+        self.members[index].as_deref_mut()
+    }
+}
+
+impl Member {
+    /// Takes over the limits of `account`. A budget whose limit has not changed keeps what is spent of it.
+    fn set_budgets(&mut self, account: &Account, now: Now) {
+        let limits = &account.limits;
+        if limits.packets_per_minute.is_none() && limits.amount_per_minute.is_none() {
+            self.budgets = None;
+            return;
+        }
+        let old = &self.account.limits;
+        let budgets = self.budgets.get_or_insert_default();
+        if budgets.packets.is_none() || old.packets_per_minute != limits.packets_per_minute {
+            budgets.packets =
+                limits.packets_per_minute.map(|limit| Bucket::new(u64::from(limit), now.monotonic_ms));
+        }
+        if budgets.amount.is_none() || old.amount_per_minute != limits.amount_per_minute {
+            budgets.amount = limits.amount_per_minute.map(|limit| Bucket::new(limit, now.monotonic_ms));
+        }
+    }
+}

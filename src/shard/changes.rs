@@ -1,0 +1,129 @@
+//! Cold messages: changes of configuration, questions, answers of other threads, and the end.
+
+use crate::ledger::AccountId;
+use crate::wire::websocket::CloseCode;
+
+use super::Shard;
+use super::connections::Link;
+use super::control::{AccountState, Change};
+use super::mesh::{Cold, Message};
+
+/// How long peers get to read our goodbyes before the process ends.
+const EXIT_MS_MAX: u64 = 500;
+
+impl Shard {
+    pub(super) fn received(&mut self, message: Message) {
+        match message {
+            Message::Incoming { from, reply_to, packet } => self.incoming(from, reply_to, &packet),
+            Message::Forward { onward, packet } => self.outgoing(onward, &packet),
+            Message::Finish { by, origin, packet, outcome } => self.ended_elsewhere(by, origin, &packet, outcome),
+            Message::Reply { by, reply_to, from, packet } => self.replied_elsewhere(by, from, reply_to, &packet),
+            Message::Handover(handover) => self.handed_over(*handover),
+            Message::Cold(cold) => self.received_cold(cold),
+        }
+    }
+
+    fn received_cold(&mut self, cold: Cold) {
+        match cold {
+            Cold::Changes(changes, done) => {
+                for change in changes.iter() {
+                    self.apply(change, 0);
+                }
+                // Nobody waits any more if the node is ending.
+                let _ = done.send(());
+            }
+            Cold::State(account, answer) => {
+                let _ = answer.send(self.account_state(account));
+            }
+            Cold::ApiResponse { reply_to, response } => self.api_responded(reply_to, &response),
+            Cold::Resolved(resolved) => self.resolved(*resolved),
+            Cold::Stop => {
+                self.stopping = true;
+                self.pipeline.stopping = true;
+                self.ring.stop_accepting();
+            }
+            Cold::Unanswered(answer) => {
+                let _ = answer.send(self.pipeline.accepted() + self.journal.len());
+            }
+            Cold::Stats(answer) => {
+                let _ = answer.send(self.pipeline.stats);
+            }
+            Cold::Exit => self.exit(),
+        }
+    }
+
+    /// Applies one change; `booked` is the balance of an account that is new to this shard.
+    pub(super) fn apply(&mut self, change: &Change, booked: i128) {
+        match change {
+            Change::Account(account) => {
+                let before = self.pipeline.directory().get(account.id).cloned();
+                self.pipeline.put_account(account.clone(), booked, self.now);
+                if self.owns(account.id) && before.as_ref().is_none_or(|before| before.links != account.links) {
+                    let token_changed = before
+                        .is_some_and(|before| before.links.btp_incoming_token != account.links.btp_incoming_token);
+                    if token_changed {
+                        self.close_sessions(account.id, CloseCode::Normal);
+                    }
+                    self.relink(account);
+                }
+            }
+            Change::CloseAccount(id) => self.pipeline.set_closing(*id, true),
+            Change::ReopenAccount(id) => self.pipeline.set_closing(*id, false),
+            Change::RemoveAccount(id) => {
+                if self.owns(*id) {
+                    self.stop_dialing(*id);
+                    self.close_pool(*id);
+                    self.close_sessions(*id, CloseCode::Normal);
+                    self.peers.remove(*id);
+                }
+                self.pipeline.remove_account(*id);
+            }
+            Change::SetRoute { prefix, next_hop } => self.pipeline.set_route(prefix.clone(), *next_hop),
+            Change::RemoveRoute { prefix } => self.pipeline.remove_route(prefix),
+            Change::Rates(rates) => self.pipeline.set_rates(rates.clone()),
+            Change::NodeAddress(address) => self.pipeline.set_node_address(address.clone()),
+        }
+    }
+
+    fn account_state(&self, id: AccountId) -> Option<AccountState> {
+        let (balance, in_flight) = self.pipeline.state_of(id)?;
+        let btp_connected =
+            self.peers.get(id).and_then(|peer| peer.btp).is_some_and(|socket| self.ring.is_open(socket));
+        Some(AccountState {
+            booked: balance.booked(),
+            held: balance.held(),
+            reserved: balance.reserved(),
+            in_flight,
+            btp_connected,
+        })
+    }
+
+    /// Closes the BTP sessions that an account's peer has opened.
+    fn close_sessions(&mut self, account: AccountId, code: CloseCode) {
+        let sessions: Vec<_> = self
+            .connections
+            .sockets()
+            .filter(|socket| match self.connections.get(*socket).map(|connection| &connection.link) {
+                Some(Link::Btp(session)) => session.account() == Some(account),
+                _ => false,
+            })
+            .collect();
+        for socket in sessions {
+            self.close_session(socket, code);
+        }
+    }
+
+    fn exit(&mut self) {
+        self.stopping = true;
+        self.exiting = Some(self.now.monotonic_ms + EXIT_MS_MAX);
+        let sockets: Vec<_> = self.connections.sockets().collect();
+        for socket in sockets {
+            match self.connections.get(socket).map(|connection| &connection.link) {
+                Some(Link::Btp(_)) => self.close_session(socket, CloseCode::GoingAway),
+                Some(Link::HttpServer(_)) => self.ring.drain(socket),
+                Some(Link::BtpHandshake { .. } | Link::HttpClient(_)) => self.ring.close(socket),
+                None => {}
+            }
+        }
+    }
+}

@@ -1,0 +1,32 @@
+//! The only reader of the clock. A shard reads it once per turn; everything below takes the time as an argument.
+
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use crate::pipeline::Now;
+use crate::wire::timestamp::Timestamp;
+
+/// Milliseconds since the epoch for packets, milliseconds since the process started for waiting.
+#[derive(Clone, Copy)]
+pub struct Clock {
+    start: Instant,
+}
+
+impl Clock {
+    pub fn start() -> Self {
+        Self { start: Instant::now() }
+    }
+
+    pub fn now(&self) -> Now {
+        Now {
+            wall: wall(),
+            // Begins at one second: zero is free to mean "never".
+            monotonic_ms: self.start.elapsed().as_millis() as u64 + 1_000,
+        }
+    }
+}
+
+/// The time of day.
+pub fn wall() -> Timestamp {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Timestamp::from_millis(since.as_millis() as u64)
+}

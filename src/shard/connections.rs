@@ -1,0 +1,193 @@
+//! Which socket, which link, which account: the connections of one shard, and when each must have said something.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use crate::ledger::{Account, AccountId};
+use crate::link::btp::BtpLink;
+use crate::link::http::{HttpClient, HttpServer};
+use crate::net::SocketId;
+use crate::pipeline::in_flight::RequestId;
+use crate::wire::websocket::ClientHandshake;
+
+/// One connection of this shard.
+pub struct Connection {
+    pub link: Link,
+    /// Bytes received and not consumed yet: the beginning of something, or what waits for its turn.
+    pub inbox: Vec<u8>,
+    /// It has moved once; it does not move again.
+    pub moved: bool,
+    /// It moves to this shard as soon as everything is sent.
+    pub moving_to: Option<u16>,
+    /// Reception is paused, because the peer does not read what we send.
+    pub paused: bool,
+    /// The peer has said everything it will say.
+    pub finished: bool,
+}
+
+impl Connection {
+    pub fn new(link: Link) -> Self {
+        Self { link, inbox: Vec::new(), moved: false, moving_to: None, paused: false, finished: false }
+    }
+}
+
+/// What speaks over a connection.
+pub enum Link {
+    /// A peer's or operator's HTTP requests.
+    HttpServer(HttpServing),
+    /// BTP, in either role, from the end of the WebSocket handshake on.
+    Btp(BtpSession),
+    /// Our WebSocket handshake with a peer.
+    BtpHandshake { account: AccountId, handshake: Box<ClientHandshake> },
+    /// Our requests to a peer's ILP-over-HTTP endpoint.
+    HttpClient(HttpRequesting),
+}
+
+/// The server side of HTTP: requests are answered in the order in which they came (RFC 9112, section 9.3.2).
+pub struct HttpServing {
+    pub server: HttpServer,
+    /// Requests that are not answered yet, oldest first.
+    pub replies: VecDeque<HttpReply>,
+    /// The number of the next request on this connection.
+    pub next_request: u32,
+    /// Whose packets the previous head brought, if the next one is the same.
+    pub repeating: Option<Arc<Account>>,
+    /// No further request is read: the last reply closes.
+    pub closing: bool,
+    /// Milliseconds at which the request that is incomplete began; 0: none is.
+    pub request_since_ms: u64,
+}
+
+impl HttpServing {
+    pub fn new() -> Self {
+        Self {
+            server: HttpServer::new(),
+            replies: VecDeque::new(),
+            next_request: 0,
+            repeating: None,
+            closing: false,
+            request_since_ms: 0,
+        }
+    }
+}
+
+/// A request that waits for its reply, or a reply that waits for an earlier one.
+pub struct HttpReply {
+    pub request: u32,
+    pub keep_alive: bool,
+    pub head_only: bool,
+    pub ready: Option<Vec<u8>>,
+}
+
+pub struct BtpSession {
+    pub link: BtpLink,
+    pub phase: BtpPhase,
+    /// Monotonic milliseconds of the last bytes received.
+    pub heard_ms: u64,
+    /// When the last ping was sent.
+    pub pinged_ms: u64,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum BtpPhase {
+    /// A server waits for the auth frame; the path may have named the account.
+    Unauthenticated { named: Option<AccountId>, name_given: bool },
+    /// The token was right; the connection moves to its account's shard, which answers this request.
+    Accepted { account: AccountId, request_id: u32 },
+    /// A client waits for the answer to its auth frame.
+    Authenticating { account: AccountId },
+    Open { account: AccountId },
+}
+
+impl BtpSession {
+    pub fn account(&self) -> Option<AccountId> {
+        match self.phase {
+            BtpPhase::Open { account } => Some(account),
+            _ => None,
+        }
+    }
+}
+
+pub struct HttpRequesting {
+    pub client: HttpClient,
+    pub account: AccountId,
+    /// The Prepare whose response is due; none: the connection is idle.
+    pub request: Option<RequestId>,
+    /// The connection is up.
+    pub connected: bool,
+}
+
+/// The connections of one shard, by the index of their sockets.
+#[derive(Default)]
+pub struct Connections {
+    slots: Vec<Option<(SocketId, Box<Connection>)>>,
+    /// Seconds of the monotonic clock by which each must have done something, apart from the rest so that looking
+    /// through all of them once a second touches little memory.
+    deadlines_s: Vec<u32>,
+}
+
+const NEVER: u32 = u32::MAX;
+
+impl Connections {
+    pub fn insert(&mut self, socket: SocketId, connection: Box<Connection>) {
+        let index = socket.index();
+        if self.slots.len() <= index {
+            self.slots.resize_with(index + 1, || None);
+            self.deadlines_s.resize(index + 1, NEVER);
+        }
+        assert!(self.slots[index].is_none(), "a socket has one connection");
+        self.slots[index] = Some((socket, connection));
+        self.deadlines_s[index] = NEVER;
+    }
+
+    pub fn get_mut(&mut self, socket: SocketId) -> Option<&mut Connection> {
+        let (id, connection) = self.slots.get_mut(socket.index())?.as_mut()?;
+        (*id == socket).then_some(&mut **connection)
+    }
+
+    pub fn get(&self, socket: SocketId) -> Option<&Connection> {
+        let (id, connection) = self.slots.get(socket.index())?.as_ref()?;
+        (*id == socket).then_some(&**connection)
+    }
+
+    pub fn remove(&mut self, socket: SocketId) -> Option<Box<Connection>> {
+        self.get(socket)?;
+        self.deadlines_s[socket.index()] = NEVER;
+        self.slots[socket.index()].take().map(|(_, connection)| connection)
+    }
+
+    /// It must have done something by then; monotonic milliseconds, rounded up to a second.
+    pub fn set_deadline(&mut self, socket: SocketId, at_ms: u64) {
+        if self.get(socket).is_some() {
+            self.deadlines_s[socket.index()] = u32::try_from(at_ms.div_ceil(1_000)).unwrap_or(NEVER - 1);
+        }
+    }
+
+    pub fn clear_deadline(&mut self, socket: SocketId) {
+        if self.get(socket).is_some() {
+            self.deadlines_s[socket.index()] = NEVER;
+        }
+    }
+
+    /// Whether anything is to be looked at once a second.
+    pub fn has_deadlines(&self) -> bool {
+        self.deadlines_s.iter().any(|deadline| *deadline != NEVER)
+    }
+
+    /// Those whose deadline is past; it is cleared.
+    pub fn overdue(&mut self, now_ms: u64) -> Vec<SocketId> {
+        let now_s = u32::try_from(now_ms / 1_000).unwrap_or(NEVER - 1);
+        let mut overdue = Vec::new();
+        for (deadline, slot) in self.deadlines_s.iter_mut().zip(&self.slots) {
+            if *deadline <= now_s {
+                *deadline = NEVER;
+                overdue.extend(slot.as_ref().map(|(socket, _)| *socket));
+            }
+        }
+        overdue
+    }
+
+    pub fn sockets(&self) -> impl Iterator<Item = SocketId> {
+        self.slots.iter().flatten().map(|(socket, _)| *socket)
+    }
+}

@@ -1,0 +1,98 @@
+//! All shards from outside: what the cold threads hold.
+
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crossbeam::channel::{Receiver, bounded};
+
+use crate::ledger::AccountId;
+use crate::pipeline::stats::Stats;
+
+use super::control::{AccountState, Change, Shards, StillInFlight};
+use super::mesh::{Cold, Mailbox, Message};
+
+/// How often a state that is waited for is asked for again. Only deletions and new links wait like this.
+const ASK_AGAIN: Duration = Duration::from_millis(2);
+
+/// See [`Shards`].
+#[derive(Clone)]
+pub struct ShardsHandle {
+    mailboxes: Arc<[Mailbox]>,
+}
+
+impl ShardsHandle {
+    pub fn new(mailboxes: Arc<[Mailbox]>) -> Self {
+        Self { mailboxes }
+    }
+
+    /// Tells every shard the same.
+    pub fn tell_all(&self, mut message: impl FnMut() -> Cold) {
+        for mailbox in self.mailboxes.iter() {
+            mailbox.send(Message::Cold(message()));
+        }
+    }
+
+    /// Prepares that are not answered yet, on all shards. `None`: a shard has ended.
+    pub fn unanswered(&self) -> Option<usize> {
+        let answers: Vec<Receiver<usize>> = self.ask_all(Cold::Unanswered);
+        answers.iter().map(|answer| answer.recv().ok()).sum()
+    }
+
+    /// The counters of every shard.
+    pub fn stats(&self) -> Vec<Stats> {
+        self.ask_all(Cold::Stats).iter().filter_map(|answer| answer.recv().ok()).collect()
+    }
+
+    fn ask_all<T>(&self, question: impl Fn(crossbeam::channel::Sender<T>) -> Cold) -> Vec<Receiver<T>> {
+        self.mailboxes
+            .iter()
+            .map(|mailbox| {
+                let (sender, receiver) = bounded(1);
+                mailbox.send(Message::Cold(question(sender)));
+                receiver
+            })
+            .collect()
+    }
+
+    fn wait_for(&self, id: AccountId, at_most: Duration, reached: impl Fn(&AccountState) -> bool) -> bool {
+        let end = Instant::now() + at_most;
+        loop {
+            if self.account_state(id).is_none_or(|state| reached(&state)) {
+                return true;
+            }
+            if Instant::now() >= end {
+                return false;
+            }
+            thread::sleep(ASK_AGAIN);
+        }
+    }
+}
+
+impl Shards for ShardsHandle {
+    fn publish(&self, changes: &[Change]) {
+        let changes: Arc<[Change]> = changes.into();
+        let done = self.ask_all(|sender| Cold::Changes(changes.clone(), sender));
+        for done in done {
+            // An error: the shard has ended, and with it the node.
+            let _ = done.recv();
+        }
+    }
+
+    fn account_state(&self, id: AccountId) -> Option<AccountState> {
+        let owner = id.index() % self.mailboxes.len();
+        let (sender, receiver) = bounded(1);
+        self.mailboxes[owner].send(Message::Cold(Cold::State(id, sender)));
+        receiver.recv().ok().flatten()
+    }
+
+    fn wait_until_idle(&self, id: AccountId, at_most: Duration) -> Result<(), StillInFlight> {
+        // Transfers of the account that are not durable yet are in the store's queues before the deletion is, and the
+        // store keeps that order.
+        if self.wait_for(id, at_most, |state| state.in_flight == 0) { Ok(()) } else { Err(StillInFlight) }
+    }
+
+    fn wait_for_btp(&self, id: AccountId, at_most: Duration) -> bool {
+        self.wait_for(id, at_most, |state| state.btp_connected)
+    }
+}

@@ -1,0 +1,427 @@
+//! Shard: all that one core owns, and its loop: gather, handle, send, sleep.
+//!
+//! A shard is a pinned glommio executor with one task. It owns a partition of the accounts with their balances, their
+//! links, the connections of their peers, and the Prepares in flight towards them. It shares nothing that changes:
+//! other shards and the cold threads write into its mailbox ([`mesh`]), the store tells it which transfers are durable.
+//!
+//! A packet's way: [`http_serving`] or [`btp_sessions`] makes bytes a Prepare; [`packets`] asks the pipeline's first
+//! half, carries it to the shard of its next hop if that is another, asks the second half; [`peers`] sends it. The
+//! response comes back through the same files, and waits in the journal until its transfer is durable.
+//!
+//! Always: handlers run to completion; nothing is borrowed while the shard sleeps; what a turn has to send goes out at
+//! its end, in one system call.
+
+pub mod btp_sessions;
+pub mod changes;
+pub mod clock;
+pub mod connections;
+pub mod control;
+pub mod dialing;
+pub mod handle;
+pub mod handover;
+pub mod http_serving;
+pub mod mesh;
+pub mod packets;
+pub mod paths;
+pub mod peers;
+
+use std::collections::BinaryHeap;
+use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
+use std::sync::Arc;
+
+use crossbeam::channel::Sender;
+
+use crate::ledger::AccountId;
+use crate::ledger::journal::Journal;
+use crate::net::buffers::Buffer;
+use crate::net::ring::Unsupported;
+use crate::net::{Completion, Ring, SocketId};
+use crate::pipeline::{Now, Pipeline, Settings};
+use crate::store::{TransferSender, WriterHandle};
+
+use clock::Clock;
+use connections::{Connection, Connections, HttpServing, Link};
+use control::{Change, Pending};
+use dialing::{Attempt, Lookup};
+use mesh::{Mailbox, Mesh};
+use packets::KeptBack;
+use peers::Peers;
+
+/// Beyond this many unsent bytes a connection takes no new Prepares (T03), and its own requests are not read any more.
+pub const UNSENT_BYTES_MAX: usize = 2 * 1024 * 1024;
+/// Reading goes on when this little is unsent.
+const UNSENT_BYTES_RESUME: usize = UNSENT_BYTES_MAX / 4;
+
+/// Messages handled in one turn, so that sockets get their turn too.
+const MESSAGES_PER_TURN: usize = 4_096;
+
+/// What a shard starts with, besides its number.
+pub struct Setup {
+    pub settings: Settings,
+    /// Lets a request with a large body in, see [`http_serving`].
+    pub admin_token: Arc<str>,
+    pub listeners: Vec<OwnedFd>,
+    pub mailboxes: Arc<[Mailbox]>,
+    pub transfers: TransferSender,
+    pub store: WriterHandle,
+    /// API requests go here.
+    pub api: Sender<Pending>,
+    /// Names to be resolved go here.
+    pub lookups: Sender<Lookup>,
+    /// What all shards know at the start, in order.
+    pub changes: Arc<[Change]>,
+    /// The booked balance of every account, by id.
+    pub booked: Arc<[i128]>,
+    pub connections_max: usize,
+    pub clock: Clock,
+}
+
+/// See the module's text.
+pub struct Shard {
+    id: u16,
+    clock: Clock,
+    now: Now,
+    ring: Ring,
+    pipeline: Pipeline,
+    connections: Connections,
+    peers: Peers,
+    mesh: Mesh,
+    journal: Journal<KeptBack>,
+    transfers: TransferSender,
+    store: WriterHandle,
+    api: Sender<Pending>,
+    lookups: Sender<Lookup>,
+    admin_token: Arc<str>,
+    /// Attempts to reach a peer, soonest first.
+    attempts: BinaryHeap<Attempt>,
+    connections_max: usize,
+    /// Connections whose kept bytes are to be looked at again.
+    resume: Vec<SocketId>,
+    /// A listening socket that could not accept.
+    paused_listeners: Vec<usize>,
+    /// When the connections' deadlines were last looked at, monotonic seconds.
+    swept_s: u64,
+    random: Random,
+    stopping: bool,
+    exiting: Option<u64>,
+    pushed_transfers: bool,
+    /// A packet encoded here on its way to a link; kept for its memory.
+    scratch: Vec<u8>,
+}
+
+impl Shard {
+    /// Sets up the shard on the thread that will run it.
+    pub fn new(id: u16, setup: Setup) -> Result<Self, Unsupported> {
+        let now = setup.clock.now();
+        let shards = setup.mailboxes.len() as u32;
+        let mut ring = Ring::new(setup.mailboxes[usize::from(id)].waker().as_raw_fd())?;
+        for listener in setup.listeners {
+            ring.listen(listener);
+        }
+        let mut shard = Self {
+            id,
+            clock: setup.clock,
+            now,
+            ring,
+            pipeline: Pipeline::new(setup.settings, u32::from(id), shards, now),
+            connections: Connections::default(),
+            peers: Peers::new(shards),
+            mesh: Mesh::new(setup.mailboxes, id),
+            journal: Journal::default(),
+            transfers: setup.transfers,
+            store: setup.store,
+            api: setup.api,
+            lookups: setup.lookups,
+            admin_token: setup.admin_token,
+            attempts: BinaryHeap::new(),
+            connections_max: setup.connections_max,
+            resume: Vec::new(),
+            paused_listeners: Vec::new(),
+            swept_s: 0,
+            random: Random::new(),
+            stopping: false,
+            exiting: None,
+            pushed_transfers: false,
+            scratch: Vec::new(),
+        };
+        for change in setup.changes.iter() {
+            let booked = match change {
+                Change::Account(account) => setup.booked.get(account.id.index()).copied().unwrap_or(0),
+                _ => 0,
+            };
+            shard.apply(change, booked);
+        }
+        Ok(shard)
+    }
+
+    /// Runs until it is told to exit.
+    pub async fn run(mut self) {
+        let waker = self.mesh.mailbox().waker().clone();
+        // SAFETY: the descriptor stays open as long as `waker` lives, which is longer than this file; `IntoRawFd` below
+        // would give it back, and the file is forgotten instead of closed.
+        let eventfd = unsafe { glommio::io::BufferedFile::from_raw_fd(dup(waker.as_raw_fd())) };
+        let mut completions = Vec::new();
+        while !self.is_over() {
+            if self.turn(&mut completions) {
+                continue;
+            }
+            waker.prepare_to_park();
+            if self.may_sleep() {
+                if let Some(deadline_ms) = self.next_deadline_ms() {
+                    self.ring.wake_at(self.now.monotonic_ms, deadline_ms);
+                }
+                // Completions that came since the turn have raised it already: then this returns at once.
+                let _ = eventfd.read_at(0, 8).await;
+            }
+            waker.unpark();
+        }
+        let _ = eventfd.close().await;
+    }
+
+    /// One turn: everything that has happened is handled, everything there is to send is submitted. False: there was
+    /// nothing.
+    fn turn(&mut self, completions: &mut Vec<Completion>) -> bool {
+        self.now = self.clock.now();
+        self.ring.turn(completions);
+        let mut busy = !completions.is_empty();
+        for completion in completions.drain(..) {
+            self.completed(completion);
+        }
+        for _ in 0..MESSAGES_PER_TURN {
+            let Some(message) = self.mesh.mailbox().receive() else { break };
+            busy = true;
+            self.received(message);
+        }
+        busy |= self.release_durable();
+        self.expire();
+        self.attempt_due();
+        self.sweep();
+        while let Some(socket) = self.resume.pop() {
+            busy = true;
+            self.process_inbox(socket);
+        }
+        if std::mem::take(&mut self.pushed_transfers) {
+            self.transfers.wake();
+        }
+        self.mesh.wake_others();
+        if self.store.is_failed() && !self.pipeline.cannot_commit {
+            tracing::error!(target: "ledger", shard = self.id, "the store has failed: no packet is accepted any more");
+            self.pipeline.cannot_commit = true;
+        }
+        busy || self.ring.has_news()
+    }
+
+    /// Nothing came while we announced that we park.
+    fn may_sleep(&self) -> bool {
+        self.mesh.mailbox().is_empty() && !self.has_durable() && !self.ring.has_news()
+    }
+
+    fn next_deadline_ms(&self) -> Option<u64> {
+        let expiry = self.pipeline.in_flight().next_deadline_ms();
+        let attempt = self.attempts.peek().map(Attempt::at_ms);
+        let sweep = (self.connections.has_deadlines() || !self.paused_listeners.is_empty())
+            .then(|| (self.swept_s + 1) * 1_000);
+        [expiry, attempt, sweep, self.exiting].into_iter().flatten().min()
+    }
+
+    fn completed(&mut self, completion: Completion) {
+        match completion {
+            Completion::Accepted { connection } => self.accepted(connection),
+            Completion::AcceptPaused { listener, error } => {
+                tracing::warn!(target: "net", shard = self.id, %error, "no connection can be accepted now");
+                self.paused_listeners.push(listener);
+            }
+            Completion::Received { socket, buffer } => self.arrived(socket, buffer),
+            Completion::Finished { socket } => self.finished(socket),
+            Completion::Connected { socket } => self.connected(socket),
+            Completion::Flushed { socket } => self.flushed(socket),
+            Completion::Detached { socket, connection } => self.detached(socket, connection),
+            Completion::Closed { socket, error } => self.closed(socket, error),
+        }
+    }
+
+    fn accepted(&mut self, connection: OwnedFd) {
+        if self.ring.len() >= self.connections_max || self.stopping {
+            // Closing it at once is the cheapest answer, and the only one that needs no memory.
+            drop(connection);
+            return;
+        }
+        let socket = self.ring.open(connection);
+        self.connections.insert(socket, Box::new(Connection::new(Link::HttpServer(HttpServing::new()))));
+        self.connections.set_deadline(socket, self.now.monotonic_ms + http_serving::IDLE_MS_MAX);
+    }
+
+    /// Bytes came. They are handled where they lie; only what is incomplete is copied.
+    fn arrived(&mut self, socket: SocketId, mut buffer: Buffer) {
+        if let Some(connection) = self.connections.get_mut(socket) {
+            if connection.inbox.is_empty() && connection.moving_to.is_none() {
+                let used = self.consume(socket, &mut buffer);
+                self.keep(socket, &buffer[used..]);
+            } else {
+                connection.inbox.extend_from_slice(&buffer);
+                self.process_inbox(socket);
+            }
+        }
+        self.ring.give_back(buffer);
+    }
+
+    /// Looks again at the bytes that were kept.
+    fn process_inbox(&mut self, socket: SocketId) {
+        let Some(connection) = self.connections.get_mut(socket) else { return };
+        if connection.moving_to.is_some() {
+            return;
+        }
+        let mut inbox = std::mem::take(&mut connection.inbox);
+        let used = self.consume(socket, &mut inbox);
+        if let Some(connection) = self.connections.get_mut(socket)
+            && used < inbox.len()
+        {
+            inbox.drain(..used);
+            connection.inbox = inbox;
+        }
+    }
+
+    fn keep(&mut self, socket: SocketId, rest: &[u8]) {
+        if !rest.is_empty()
+            && let Some(connection) = self.connections.get_mut(socket)
+        {
+            connection.inbox.extend_from_slice(rest);
+        }
+    }
+
+    /// Handles what is complete in `bytes`; returns how much that was.
+    fn consume(&mut self, socket: SocketId, bytes: &mut [u8]) -> usize {
+        match self.connections.get(socket).map(|connection| &connection.link) {
+            Some(Link::HttpServer(_)) => self.consume_http(socket, bytes),
+            Some(Link::Btp(_)) => self.consume_btp(socket, bytes),
+            Some(Link::BtpHandshake { .. }) => self.consume_btp_handshake(socket, bytes),
+            Some(Link::HttpClient(_)) => self.consume_http_answers(socket, bytes),
+            None => bytes.len(),
+        }
+    }
+
+    fn finished(&mut self, socket: SocketId) {
+        let Some(connection) = self.connections.get_mut(socket) else { return };
+        connection.finished = true;
+        match &connection.link {
+            // A client may half-close after its last request; it still gets its answers.
+            Link::HttpServer(serving) if !serving.replies.is_empty() => {}
+            Link::HttpClient(_) => self.http_answers_ended(socket),
+            _ => self.ring.drain(socket),
+        }
+    }
+
+    fn flushed(&mut self, socket: SocketId) {
+        let unsent = self.ring.unsent(socket);
+        let Some(connection) = self.connections.get_mut(socket) else { return };
+        if connection.paused && unsent <= UNSENT_BYTES_RESUME {
+            connection.paused = false;
+            self.ring.resume(socket);
+        }
+        self.move_if_ready(socket);
+    }
+
+    /// Stops reading from a peer that does not read what we send it.
+    fn pause_if_unread(&mut self, socket: SocketId) {
+        if self.ring.unsent(socket) > UNSENT_BYTES_MAX
+            && let Some(connection) = self.connections.get_mut(socket)
+            && !connection.paused
+        {
+            connection.paused = true;
+            self.ring.pause(socket);
+        }
+    }
+
+    /// Sends the connection to the shard it belongs to, once it has said everything here.
+    fn move_if_ready(&mut self, socket: SocketId) {
+        if self.connections.get(socket).is_some_and(|connection| connection.moving_to.is_some())
+            && self.ring.unsent(socket) == 0
+        {
+            self.connections.clear_deadline(socket);
+            self.ring.detach(socket);
+        }
+    }
+
+    fn detached(&mut self, socket: SocketId, connection: OwnedFd) {
+        let Some(mut moving) = self.connections.remove(socket) else { return };
+        let to = moving.moving_to.take().expect("only what moves is detached");
+        moving.moved = true;
+        let handover = handover::Handover { socket: connection, connection: moving };
+        self.mesh.send(to, mesh::Message::Handover(Box::new(handover)));
+    }
+
+    fn handed_over(&mut self, handover: handover::Handover) {
+        let handover::Handover { socket, connection } = handover;
+        let socket = self.ring.open(socket);
+        self.connections.insert(socket, connection);
+        self.connections.set_deadline(socket, self.now.monotonic_ms + http_serving::IDLE_MS_MAX);
+        self.btp_handed_over(socket);
+        self.process_inbox(socket);
+    }
+
+    fn closed(&mut self, socket: SocketId, error: Option<std::io::Error>) {
+        let Some(connection) = self.connections.remove(socket) else { return };
+        match connection.link {
+            Link::HttpServer(_) => {}
+            Link::Btp(session) => self.btp_closed(socket, &session, error),
+            Link::BtpHandshake { account, .. } => self.dial_failed(account, socket, error),
+            Link::HttpClient(requesting) => self.http_client_closed(socket, &requesting, error),
+        }
+    }
+
+    /// Looks at the deadlines of all connections, once a second.
+    fn sweep(&mut self) {
+        let second = self.now.monotonic_ms / 1_000;
+        if second == self.swept_s {
+            return;
+        }
+        self.swept_s = second;
+        for listener in std::mem::take(&mut self.paused_listeners) {
+            self.ring.accept(listener);
+        }
+        for socket in self.connections.overdue(self.now.monotonic_ms) {
+            match self.connections.get(socket).map(|connection| &connection.link) {
+                Some(Link::HttpServer(_)) => self.http_overdue(socket),
+                Some(Link::Btp(_)) => self.btp_overdue(socket),
+                // No connection or no answer in time.
+                Some(Link::BtpHandshake { .. } | Link::HttpClient(_)) => self.ring.close(socket),
+                None => {}
+            }
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        self.exiting
+            .is_some_and(|at_ms| self.ring.is_empty() || self.now.monotonic_ms >= at_ms)
+    }
+
+    fn owns(&self, id: AccountId) -> bool {
+        self.pipeline.owns(id)
+    }
+}
+
+/// A copy of the descriptor that glommio's file may close.
+fn dup(fd: std::os::fd::RawFd) -> std::os::fd::RawFd {
+    // SAFETY: `fd` is open: its owner outlives the shard.
+    let borrowed = unsafe { std::os::fd::BorrowedFd::borrow_raw(fd) };
+    borrowed.try_clone_to_owned().expect("a descriptor for the shard's wake-up").into_raw_fd()
+}
+
+/// Numbers nobody needs to foresee: jitter and masks (splitmix64, seeded by the kernel).
+pub struct Random(u64);
+
+impl Random {
+    fn new() -> Self {
+        let mut seed = [0; 8];
+        getrandom::fill(&mut seed).expect("the kernel gives random bytes");
+        Self(u64::from_le_bytes(seed))
+    }
+
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ mixed >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
+        mixed ^ mixed >> 31
+    }
+}

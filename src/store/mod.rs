@@ -1,0 +1,423 @@
+//! Store: what is kept when the process ends, and when it counts as kept.
+//!
+//! Owns the book as it is on disk ([`Book`]), what may change it ([`Mutation`], and the transfers that [`writer`]
+//! folds), and the rule that a change is durable before anybody is told. [`Store`] is the door to the disk: [`rocks`]
+//! is its default, [`MemoryStore`] the one that tests can crash. Leaves the rules of money to [`crate::ledger`] and
+//! the choice of what is acknowledged when to the shards.
+//!
+//! Always: one batch holds both legs of every transfer in it, so at every instant what is on disk adds up: per asset,
+//! the sum of all balances and the connector's position is zero. [`recovery`] proves it at every start.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::ledger::audit::Audit;
+use crate::ledger::{Account, AccountId, Asset, AssetId};
+
+pub mod recovery;
+pub mod rocks;
+mod schema;
+mod secrets;
+pub mod writer;
+
+pub use recovery::recover;
+pub use rocks::RocksStore;
+pub use writer::{Durability, Stats, TransferSender, Writer, WriterHandle};
+
+/// What an operator changed. Those handed over together become durable together or not at all.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Mutation {
+    /// A new asset: its number is the number of assets so far. A known one never changes.
+    PutAsset(AssetId, Asset),
+    /// A new account begins with a balance of zero and a number never used before. Of a known one the record is
+    /// replaced and the balance kept; its asset changes only while the balance is zero.
+    PutAccount(Arc<Account>),
+    /// Refused while the balance is not zero, unless `write_off`: then it joins our own position in its asset.
+    /// Static routes to the account are removed by mutations of their own, handed over together with this one.
+    DeleteAccount {
+        id: AccountId,
+        write_off: bool,
+    },
+    /// Packets for `prefix` go to `next_hop`; replaces the route the prefix had.
+    PutStaticRoute {
+        prefix: Arc<str>,
+        next_hop: AccountId,
+    },
+    RemoveStaticRoute {
+        prefix: Arc<str>,
+    },
+    /// Code of the asset and decimal text of its rate. Replaces all rates.
+    PutRates(Vec<(Box<str>, Box<str>)>),
+    PutNodeAddress(Box<str>),
+}
+
+/// What became of the mutations handed over together.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Applied {
+    /// The sum of the balances that deletions moved to our own positions. Positive: we owed it, and keep it.
+    pub written_off: i128,
+}
+
+/// Why nothing was changed, or why nothing can be read.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The account cannot be deleted or change its asset. The caller may settle first, or write off.
+    #[error("the balance is {balance}, not zero")]
+    BalanceNotZero { balance: i128 },
+    /// The mutations do not fit the book: our own mistake, found before anything was changed.
+    #[error("the change does not fit the book: {0}")]
+    Inconsistent(&'static str),
+    /// The node can no longer commit, and stays so until it is started again.
+    #[error("the store has failed: {0}; see to the disk, then start the node again")]
+    Failed(String),
+    /// What is stored could not be read. Nothing was changed.
+    #[error("the store cannot be read: {0}")]
+    Unreadable(String),
+    /// The writer was stopped in an orderly way.
+    #[error("the store is closed")]
+    Stopped,
+}
+
+/// Why a store is not opened. Nothing on disk is changed by an attempt that ends here.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum OpenError {
+    #[error(
+        "the store was written under another `secret_seed`: start with that one, or choose another `data_dir`"
+    )]
+    WrongSeed,
+    #[error(
+        "the store has format {found} and this version of the program reads format {expected}: start the version \
+         that wrote it, or choose another `data_dir`"
+    )]
+    UnknownFormat { found: u32, expected: u32 },
+    #[error("the book does not add up{}: restore the store from a backup", Differences(.0))]
+    DoesNotAddUp(Audit),
+    #[error("another process has the store open: stop it first, or choose another `data_dir`")]
+    Locked,
+    #[error("the store is damaged ({0}): restore it from a backup")]
+    Corrupt(String),
+    #[error(
+        "the store cannot be opened ({0}): see to the permissions and the free space of `data_dir`"
+    )]
+    Unavailable(String),
+}
+
+/// Names every asset that does not add up, and by how much.
+struct Differences<'a>(&'a Audit);
+
+impl fmt::Display for Differences<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut before = " (";
+        for line in self.0.assets.iter().filter(|line| !line.adds_up()) {
+            let difference = line.balances + line.position;
+            let (balances, position) = (line.balances, line.position);
+            write!(
+                f,
+                "{before}{}: the balances are {balances}, our position {position}, the difference {difference}",
+                line.asset
+            )?;
+            before = "; ";
+        }
+        f.write_str(if before == "; " { ")" } else { "" })
+    }
+}
+
+/// Everything that is kept, as read back at start.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Book {
+    /// By [`AssetId`].
+    pub assets: Vec<Asset>,
+    /// By ascending [`AccountId`], each with its booked balance: positive is what we owe the holder.
+    pub accounts: Vec<(Arc<Account>, i128)>,
+    /// By ascending prefix.
+    pub static_routes: Vec<(Arc<str>, AccountId)>,
+    /// By ascending code.
+    pub rates: Vec<(Box<str>, Box<str>)>,
+    pub node_address: Option<Box<str>>,
+    /// The number of the next account. Above every number ever given, also to accounts that are no more.
+    pub next_account_id: u32,
+    /// What we have gained (positive) or paid, by [`AssetId`].
+    positions: Vec<i128>,
+}
+
+impl Book {
+    /// What the connector has gained (positive) or paid (negative), by [`AssetId`].
+    pub fn positions(&self) -> &[i128] {
+        &self.positions
+    }
+
+    fn account_at(&self, id: AccountId) -> Result<usize, usize> {
+        self.accounts
+            .binary_search_by_key(&id, |(account, _)| account.id)
+    }
+
+    /// What a batch means. Linear in the number of accounts for each account that comes or goes: for small books.
+    fn commit(&mut self, batch: &Batch) {
+        for mutation in &batch.mutations {
+            self.commit_mutation(mutation);
+        }
+        for (id, booked) in &batch.balances {
+            let at = self
+                .account_at(*id)
+                .expect("a balance belongs to an account");
+            self.accounts[at].1 = *booked;
+        }
+        for (asset, position) in &batch.positions {
+            self.positions[asset.index()] = *position;
+        }
+        self.next_account_id = batch.next_account_id;
+    }
+
+    fn commit_mutation(&mut self, mutation: &Mutation) {
+        match mutation {
+            Mutation::PutAsset(id, asset) => {
+                if id.index() == self.assets.len() {
+                    self.assets.push(asset.clone());
+                    self.positions.push(0);
+                }
+            }
+            Mutation::PutAccount(account) => match self.account_at(account.id) {
+                Ok(at) => self.accounts[at].0 = account.clone(),
+                Err(at) => self.accounts.insert(at, (account.clone(), 0)),
+            },
+            Mutation::DeleteAccount { id, write_off: _ } => {
+                let at = self
+                    .account_at(*id)
+                    .expect("an account that is deleted exists");
+                self.accounts.remove(at);
+            }
+            Mutation::PutStaticRoute { prefix, next_hop } => {
+                match self
+                    .static_routes
+                    .binary_search_by(|(known, _)| known.cmp(prefix))
+                {
+                    Ok(at) => self.static_routes[at].1 = *next_hop,
+                    Err(at) => self.static_routes.insert(at, (prefix.clone(), *next_hop)),
+                }
+            }
+            Mutation::RemoveStaticRoute { prefix } => {
+                self.static_routes.retain(|(known, _)| known != prefix);
+            }
+            Mutation::PutRates(rates) => {
+                self.rates.clone_from(rates);
+                self.rates.sort();
+            }
+            Mutation::PutNodeAddress(address) => self.node_address = Some(address.clone()),
+        }
+    }
+}
+
+/// What one commit writes: all of it, or nothing. Made by [`writer`] alone, which has checked it against the book.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Batch {
+    /// In the order in which they were made. What a deletion writes off is in `positions` already.
+    mutations: Vec<Mutation>,
+    /// The balances after this batch, of every account that it touches and leaves standing.
+    balances: Vec<(AccountId, i128)>,
+    /// Our own positions after this batch, of every asset that it touches.
+    positions: Vec<(AssetId, i128)>,
+    /// The number of the next account after this batch.
+    next_account_id: u32,
+}
+
+impl Batch {
+    fn is_empty(&self) -> bool {
+        self.mutations.is_empty() && self.balances.is_empty() && self.positions.is_empty()
+    }
+}
+
+/// Where the book is kept. One thread owns it; whoever wants to read what is kept takes an [`Auditor`].
+pub trait Store: Send {
+    /// Reads everything back.
+    fn load(&mut self) -> Result<Book, OpenError>;
+
+    /// Writes a batch, all or nothing. It survives a power cut from the moment this returns `Ok`. After an error
+    /// nobody knows whether the batch is kept, and the store must be opened again before it is used.
+    fn commit(&mut self, batch: &Batch) -> Result<(), StoreError>;
+
+    /// Reads what is kept, from any thread and while commits go on.
+    fn auditor(&self) -> Arc<dyn Auditor>;
+}
+
+/// Adds up what is kept, see [`Store::auditor`].
+pub trait Auditor: Send + Sync {
+    /// The proof over one instant between two commits, read from the store and not from anybody's memory.
+    fn audit(&self) -> Result<Audit, StoreError>;
+}
+
+/// What a [`MemoryStore`] does to a commit.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Fault {
+    /// The batch is lost.
+    Lost,
+    /// The batch is kept, but the process ends before anybody learns of it.
+    KeptUnseen,
+}
+
+/// A store in memory that loses nothing but what it is told to: clones share one disk, so a test can keep one clone,
+/// crash the other, and look at what is left.
+#[derive(Clone, Default)]
+pub struct MemoryStore {
+    disk: Arc<Mutex<MemoryDisk>>,
+}
+
+#[derive(Default)]
+struct MemoryDisk {
+    book: Book,
+    commits: u64,
+    /// From this many commits on, every further one meets the fault.
+    fault: Option<(u64, Fault)>,
+}
+
+impl MemoryStore {
+    /// The commit after the next `commits` meets `fault`, and none succeeds after it.
+    pub fn crash_after(&self, commits: u64, fault: Fault) {
+        let mut disk = self.disk();
+        disk.fault = Some((disk.commits + commits, fault));
+    }
+
+    /// A disk that holds `book`.
+    pub fn holding(book: Book) -> Self {
+        Self {
+            disk: Arc::new(Mutex::new(MemoryDisk {
+                book,
+                ..MemoryDisk::default()
+            })),
+        }
+    }
+
+    /// What is left of this disk after the crash, in a process that has just been started.
+    pub fn restart(&self) -> Self {
+        Self::holding(self.disk().book.clone())
+    }
+
+    /// How many commits were kept.
+    pub fn commits(&self) -> u64 {
+        self.disk().commits
+    }
+
+    fn disk(&self) -> MutexGuard<'_, MemoryDisk> {
+        self.disk.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Store for MemoryStore {
+    fn load(&mut self) -> Result<Book, OpenError> {
+        Ok(self.disk().book.clone())
+    }
+
+    fn commit(&mut self, batch: &Batch) -> Result<(), StoreError> {
+        let mut disk = self.disk();
+        let fault = disk
+            .fault
+            .filter(|(after, _)| disk.commits >= *after)
+            .map(|(_, fault)| fault);
+        if fault != Some(Fault::Lost) {
+            disk.book.commit(batch);
+            disk.commits += 1;
+        }
+        match fault {
+            None => Ok(()),
+            Some(kept_or_lost) => {
+                // Nothing gets through after the first one.
+                disk.fault = Some((0, Fault::Lost));
+                Err(StoreError::Failed(format!(
+                    "told to fail: {kept_or_lost:?}"
+                )))
+            }
+        }
+    }
+
+    fn auditor(&self) -> Arc<dyn Auditor> {
+        Arc::new(self.clone())
+    }
+}
+
+impl Auditor for MemoryStore {
+    fn audit(&self) -> Result<Audit, StoreError> {
+        recovery::audit(&self.disk().book).map_err(StoreError::Unreadable)
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::ledger::audit::AssetAudit;
+    use crate::ledger::{AccountLimits, Links, RoutingRelation};
+
+    /// The assets of [`book`], by number.
+    pub fn assets() -> Vec<Asset> {
+        [("ABC", 9), ("XYZ", 2)]
+            .map(|(code, scale)| Asset {
+                code: code.into(),
+                scale,
+            })
+            .into()
+    }
+
+    pub fn account(id: u32, asset: u16) -> Account {
+        let mut uuid = [0; 16];
+        uuid[..4].copy_from_slice(&id.to_be_bytes());
+        Account {
+            id: AccountId::new(id),
+            uuid,
+            username: format!("user_{id}").into(),
+            ilp_address: format!("test.node.user_{id}").into(),
+            ilp_address_generated: true,
+            asset: assets()[usize::from(asset)].clone(),
+            asset_id: AssetId::new(asset),
+            routing_relation: RoutingRelation::Child,
+            limits: AccountLimits {
+                balance_min: Some(-1000),
+                ..AccountLimits::default()
+            },
+            round_trip_time_ms: 500,
+            settle_threshold: None,
+            settle_to: None,
+            settlement_engine_url: None,
+            links: Box::new(Links {
+                btp_incoming_token: Some(format!("swordfish {id}").into()),
+                ..Links::default()
+            }),
+            created_at_ms: 1_700_000_000_000,
+        }
+    }
+
+    /// Accounts 0, 1, 2 ... in ABC with these balances, and our position there. Nothing in XYZ.
+    pub fn book(balances: &[i128], position: i128) -> Book {
+        let accounts = (0..)
+            .zip(balances)
+            .map(|(id, booked)| (Arc::new(account(id, 0)), *booked));
+        Book {
+            assets: assets(),
+            accounts: accounts.collect(),
+            next_account_id: u32::try_from(balances.len()).unwrap(),
+            positions: vec![position, 0],
+            ..Book::default()
+        }
+    }
+
+    #[test]
+    fn a_book_that_does_not_add_up_names_the_asset_and_the_difference() {
+        let mut good = AssetAudit::new(Asset {
+            code: "ABC".into(),
+            scale: 9,
+        });
+        good.add_account(0);
+        let mut bad = AssetAudit::new(Asset {
+            code: "XYZ".into(),
+            scale: 2,
+        });
+        bad.add_account(-5);
+        bad.position = 7;
+        let message = OpenError::DoesNotAddUp(Audit {
+            assets: vec![good, bad],
+        })
+        .to_string();
+        assert_eq!(
+            message,
+            "the book does not add up (XYZ@2: the balances are -5, our position 7, the difference 2): restore the \
+             store from a backup"
+        );
+    }
+}

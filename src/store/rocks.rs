@@ -1,0 +1,906 @@
+//! The store on RocksDB, embedded in this process.
+//!
+//! Owns how RocksDB is set up and what its errors mean to an operator. Layouts are [`super::schema`]'s. One batch of
+//! ours is one write batch of RocksDB, which its write-ahead log keeps whole or not at all; a commit returns after
+//! `fdatasync` of that log.
+
+use std::fs::{DirBuilder, File};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use rocksdb::{
+    BlockBasedOptions, Cache, ColumnFamily, DB, DBCompressionType, DBRecoveryMode, IteratorMode,
+    LogLevel, Options, ReadOptions, SnapshotWithThreadMode, WriteBatch, WriteOptions,
+};
+
+use super::recovery::Sums;
+use super::schema::{self, Malformed, family, meta};
+use super::secrets::Secrets;
+use super::{Auditor, Batch, Book, Mutation, OpenError, Store, StoreError};
+use crate::ledger::audit::Audit;
+use crate::ledger::{Account, AccountId, Asset};
+
+/// The folder, opened by this process alone.
+pub struct RocksStore {
+    db: Arc<Db>,
+    secrets: Secrets,
+    synced: WriteOptions,
+}
+
+/// A type of its own so that an [`Auditor`] can share it.
+struct Db(DB);
+
+/// A memtable of each family, before it becomes a file. Balances are small and overwritten in place of a file's worth
+/// of them, so more would only lengthen the start after a crash.
+const WRITE_BUFFER_BYTES: usize = 8 << 20;
+/// All memtables of all families together.
+const WRITE_BUFFERS_BYTES: usize = 32 << 20;
+/// What a start after a crash has to read again, and with it how long it takes: about a second.
+const LOG_BYTES: u64 = 64 << 20;
+/// Blocks read at start and by audits; no packet ever reads.
+const BLOCK_CACHE_BYTES: usize = 8 << 20;
+/// Tables held open; a book of a million accounts has fewer.
+const OPEN_FILES: i32 = 64;
+
+impl RocksStore {
+    /// Opens the store in the folder `path`, or makes a new one there, readable by this user only. The tokens in it
+    /// are sealed under `seed`.
+    pub fn open(path: &Path, seed: &[u8; 32]) -> Result<Self, OpenError> {
+        create_folder(path)
+            .map_err(|error| OpenError::Unavailable(format!("{}: {error}", path.display())))?;
+        let options = options();
+        // Families of a newer version must be opened too, or RocksDB refuses before we can read the format version.
+        let mut families: Vec<String> = family::ALL.map(String::from).into();
+        families.push("default".into());
+        if path.join("CURRENT").exists() {
+            let known = DB::list_cf(&options, path).map_err(open_error)?;
+            families.extend(
+                known
+                    .into_iter()
+                    .filter(|name| !family::ALL.contains(&name.as_str()) && name != "default"),
+            );
+        }
+        let db = DB::open_cf_with_opts(
+            &options,
+            path,
+            families.into_iter().map(|name| (name, options.clone())),
+        )
+        .map_err(open_error)?;
+        let mut synced = WriteOptions::default();
+        synced.set_sync(true);
+        let store = Self {
+            db: Arc::new(Db(db)),
+            secrets: Secrets::new(seed),
+            synced,
+        };
+        store.check_or_mark()?;
+        Ok(store)
+    }
+
+    /// Checks format and seed, or marks a new store with ours.
+    fn check_or_mark(&self) -> Result<(), OpenError> {
+        let db = &self.db;
+        let view = View::new(db);
+        let Some(version) = view.meta(meta::FORMAT_VERSION)? else {
+            if !view.is_empty()? {
+                return Err(OpenError::Corrupt("it has no format version".into()));
+            }
+            let mut batch = WriteBatch::default();
+            let meta = db.family(family::META);
+            batch.put_cf(
+                meta,
+                meta::FORMAT_VERSION,
+                schema::FORMAT_VERSION.to_be_bytes(),
+            );
+            batch.put_cf(meta, meta::SEED_CHECK, schema::seed_check(&self.secrets));
+            batch.put_cf(meta, meta::NEXT_ACCOUNT_ID, 0u32.to_be_bytes());
+            return db.0.write_opt(batch, &self.synced).map_err(open_error);
+        };
+        let found = schema::read_u32(&version)?;
+        if found != schema::FORMAT_VERSION {
+            return Err(OpenError::UnknownFormat {
+                found,
+                expected: schema::FORMAT_VERSION,
+            });
+        }
+        let check = view
+            .meta(meta::SEED_CHECK)?
+            .ok_or(Malformed("seed check"))?;
+        if !schema::seed_check_opens(&self.secrets, &check) {
+            return Err(OpenError::WrongSeed);
+        }
+        Ok(())
+    }
+
+    fn add_mutation(&self, batch: &mut WriteBatch, mutation: &Mutation) {
+        let family = |name| self.db.family(name);
+        match mutation {
+            Mutation::PutAsset(id, asset) => {
+                batch.put_cf(
+                    family(family::ASSETS),
+                    schema::asset_key(*id),
+                    schema::asset(asset),
+                );
+            }
+            Mutation::PutAccount(account) => {
+                let record = schema::account(account, &self.secrets);
+                batch.put_cf(
+                    family(family::ACCOUNTS),
+                    schema::account_key(account.id),
+                    record,
+                );
+            }
+            Mutation::DeleteAccount { id, write_off: _ } => {
+                batch.delete_cf(family(family::ACCOUNTS), schema::account_key(*id));
+                batch.delete_cf(family(family::BALANCES), schema::account_key(*id));
+            }
+            Mutation::PutStaticRoute { prefix, next_hop } => {
+                batch.put_cf(
+                    family(family::ROUTES),
+                    prefix.as_bytes(),
+                    schema::account_key(*next_hop),
+                );
+            }
+            Mutation::RemoveStaticRoute { prefix } => {
+                batch.delete_cf(family(family::ROUTES), prefix.as_bytes());
+            }
+            Mutation::PutRates(rates) => {
+                let family = family(family::RATES);
+                batch.delete_range_cf(family, &[][..], schema::RATES_END);
+                for (code, rate) in rates {
+                    batch.put_cf(family, code.as_bytes(), rate.as_bytes());
+                }
+            }
+            Mutation::PutNodeAddress(address) => {
+                batch.put_cf(family(family::META), meta::NODE_ADDRESS, address.as_bytes());
+            }
+        }
+    }
+}
+
+impl Store for RocksStore {
+    fn load(&mut self) -> Result<Book, OpenError> {
+        let view = View::new(&self.db);
+        let next_account_id = view
+            .meta(meta::NEXT_ACCOUNT_ID)?
+            .ok_or(Malformed("next account number"))?;
+        let assets = view.assets()?;
+        let accounts = view.accounts(&assets, &self.secrets)?;
+        let mut static_routes = Vec::new();
+        view.each(family::ROUTES, |prefix, next_hop| {
+            static_routes.push((
+                schema::read_text(prefix)?.into(),
+                schema::read_account_key(next_hop)?,
+            ));
+            Ok(())
+        })?;
+        let mut rates = Vec::new();
+        view.each(family::RATES, |code, rate| {
+            rates.push((
+                schema::read_text(code)?.into(),
+                schema::read_text(rate)?.into(),
+            ));
+            Ok(())
+        })?;
+        let node_address = view.meta(meta::NODE_ADDRESS)?;
+        Ok(Book {
+            positions: view.positions(assets.len())?,
+            assets,
+            accounts,
+            static_routes,
+            rates,
+            node_address: node_address
+                .as_deref()
+                .map(schema::read_text)
+                .transpose()?
+                .map(Box::from),
+            next_account_id: schema::read_u32(&next_account_id)?,
+        })
+    }
+
+    fn commit(&mut self, batch: &Batch) -> Result<(), StoreError> {
+        let mut writes = WriteBatch::default();
+        for mutation in &batch.mutations {
+            self.add_mutation(&mut writes, mutation);
+        }
+        let balances = self.db.family(family::BALANCES);
+        for (id, booked) in &batch.balances {
+            writes.put_cf(balances, schema::account_key(*id), schema::amount(*booked));
+        }
+        let positions = self.db.family(family::POSITIONS);
+        for (asset, position) in &batch.positions {
+            writes.put_cf(
+                positions,
+                schema::asset_key(*asset),
+                schema::amount(*position),
+            );
+        }
+        if !batch.mutations.is_empty() {
+            let next = batch.next_account_id.to_be_bytes();
+            writes.put_cf(self.db.family(family::META), meta::NEXT_ACCOUNT_ID, next);
+        }
+        self.db
+            .0
+            .write_opt(writes, &self.synced)
+            .map_err(|error| StoreError::Failed(error.into_string()))
+    }
+
+    fn auditor(&self) -> Arc<dyn Auditor> {
+        self.db.clone()
+    }
+}
+
+impl Auditor for Db {
+    fn audit(&self) -> Result<Audit, StoreError> {
+        View::new(self)
+            .audit()
+            .map_err(|error| StoreError::Unreadable(error.to_string()))
+    }
+}
+
+impl Db {
+    fn family(&self, name: &str) -> &ColumnFamily {
+        self.0
+            .cf_handle(name)
+            .expect("every family is opened with the store")
+    }
+}
+
+/// What was kept at one instant between two commits.
+struct View<'a> {
+    db: &'a Db,
+    snapshot: SnapshotWithThreadMode<'a, DB>,
+}
+
+/// Why a view cannot be read.
+#[derive(Debug, thiserror::Error)]
+enum ReadError {
+    #[error("{0}")]
+    Malformed(#[from] Malformed),
+    #[error("{0}")]
+    RocksDb(#[from] rocksdb::Error),
+    #[error("{0}")]
+    Other(String),
+}
+
+impl<'a> View<'a> {
+    fn new(db: &'a Db) -> Self {
+        Self {
+            db,
+            snapshot: db.0.snapshot(),
+        }
+    }
+
+    fn meta(&self, key: &[u8]) -> Result<Option<Vec<u8>>, ReadError> {
+        Ok(self.snapshot.get_cf(self.db.family(family::META), key)?)
+    }
+
+    /// Every record of a family, by ascending key. Checksums are verified.
+    fn each(
+        &self,
+        name: &str,
+        mut visit: impl FnMut(&[u8], &[u8]) -> Result<(), ReadError>,
+    ) -> Result<(), ReadError> {
+        let mut options = ReadOptions::default();
+        // A pass over everything would push out whatever is worth caching.
+        options.fill_cache(false);
+        for record in
+            self.snapshot
+                .iterator_cf_opt(self.db.family(name), options, IteratorMode::Start)
+        {
+            let (key, value) = record?;
+            visit(&key, &value)?;
+        }
+        Ok(())
+    }
+
+    fn is_empty(&self) -> Result<bool, ReadError> {
+        let mut empty = true;
+        for name in family::ALL {
+            self.each(name, |_, _| {
+                empty = false;
+                Ok(())
+            })?;
+        }
+        Ok(empty)
+    }
+
+    fn assets(&self) -> Result<Vec<Asset>, ReadError> {
+        let mut assets = Vec::new();
+        self.each(family::ASSETS, |key, value| {
+            if schema::read_asset_key(key)?.index() != assets.len() {
+                return Err(Malformed("sequence of assets").into());
+            }
+            assets.push(schema::read_asset(value)?);
+            Ok(())
+        })?;
+        Ok(assets)
+    }
+
+    /// One per asset; an asset in which nothing was ever moved has none stored.
+    fn positions(&self, assets: usize) -> Result<Vec<i128>, ReadError> {
+        let mut positions = vec![0; assets];
+        self.each(family::POSITIONS, |key, value| {
+            let asset = schema::read_asset_key(key)?;
+            let position = positions
+                .get_mut(asset.index())
+                .ok_or(Malformed("asset of a position"))?;
+            *position = schema::read_amount(value)?;
+            Ok(())
+        })?;
+        Ok(positions)
+    }
+
+    /// Records and balances are two families with the same keys: one without the other is damage.
+    fn each_account(
+        &self,
+        mut visit: impl FnMut(AccountId, &[u8], i128) -> Result<(), ReadError>,
+    ) -> Result<(), ReadError> {
+        let balances = self.db.family(family::BALANCES);
+        let mut balances = self.snapshot.iterator_cf(balances, IteratorMode::Start);
+        self.each(family::ACCOUNTS, |key, record| {
+            let (owner, booked) = balances
+                .next()
+                .ok_or(Malformed("balance of an account"))??;
+            if *owner != *key {
+                return Err(Malformed("pair of an account and its balance").into());
+            }
+            visit(
+                schema::read_account_key(key)?,
+                record,
+                schema::read_amount(&booked)?,
+            )
+        })?;
+        match balances.next() {
+            None => Ok(()),
+            Some(_) => Err(Malformed("account of a balance").into()),
+        }
+    }
+
+    fn accounts(
+        &self,
+        assets: &[Asset],
+        secrets: &Secrets,
+    ) -> Result<Vec<(Arc<Account>, i128)>, ReadError> {
+        let mut accounts = Vec::new();
+        self.each_account(|id, record, booked| {
+            accounts.push((
+                Arc::new(schema::read_account(id, record, assets, secrets)?),
+                booked,
+            ));
+            Ok(())
+        })?;
+        Ok(accounts)
+    }
+
+    fn audit(&self) -> Result<Audit, ReadError> {
+        let assets = self.assets()?;
+        let positions = self.positions(assets.len())?;
+        let mut sums = Sums::new(assets.into_iter());
+        self.each_account(|_, record, booked| {
+            sums.add_account(schema::read_account_asset(record)?, booked)
+                .map_err(ReadError::Other)
+        })?;
+        sums.close(&positions).map_err(ReadError::Other)
+    }
+}
+
+fn options() -> Options {
+    let mut options = Options::default();
+    options.create_if_missing(true);
+    options.create_missing_column_families(true);
+
+    // What is damaged is refused and never passed over. Of the recovery modes, this one forgives a log that ends in
+    // the middle of a record, which is what a crash during a write leaves (such a batch was never acknowledged).
+    // "Point in time" would also drop everything behind a damaged record, acknowledged or not, without a word;
+    // "absolute consistency" would not start after a crash. The price: a file system that after a power cut shows
+    // zeros for the end of a write it had not finished is refused too, because nobody can tell that from damage.
+    options.set_wal_recovery_mode(DBRecoveryMode::TolerateCorruptedTailRecords);
+    options.set_paranoid_checks(true);
+    options.set_track_and_verify_wals_in_manifest(true);
+    // Families reach their files together, so no damage to the log can separate a balance from its counter-entry.
+    options.set_atomic_flush(true);
+
+    options.set_write_buffer_size(WRITE_BUFFER_BYTES);
+    options.set_max_write_buffer_number(2);
+    options.set_db_write_buffer_size(WRITE_BUFFERS_BYTES);
+    options.set_max_total_wal_size(LOG_BYTES);
+    options.set_max_open_files(OPEN_FILES);
+    options.set_compression_type(DBCompressionType::None);
+    let mut table = BlockBasedOptions::default();
+    table.set_block_cache(&Cache::new_lru_cache(BLOCK_CACHE_BYTES));
+    options.set_block_based_table_factory(&table);
+
+    // One thread writes: nothing to make concurrent. Two in the background: one to flush, one to compact.
+    options.set_allow_concurrent_memtable_write(false);
+    options.set_max_background_jobs(2);
+
+    // An idle node does nothing, and its folder does not fill with log files.
+    options.set_stats_dump_period_sec(0);
+    options.set_stats_persist_period_sec(0);
+    options.set_skip_stats_update_on_db_open(true);
+    options.set_log_level(LogLevel::Warn);
+    options.set_max_log_file_size(1 << 20);
+    options.set_keep_log_file_num(2);
+    options
+}
+
+/// Makes the folder, for this user only, and makes the folder's own name durable.
+fn create_folder(path: &Path) -> io::Result<()> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    DirBuilder::new().recursive(true).mode(0o700).create(path)?;
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => File::open(parent)?.sync_all(),
+        _ => File::open(".")?.sync_all(),
+    }
+}
+
+fn open_error(error: rocksdb::Error) -> OpenError {
+    use rocksdb::ErrorKind::{Corruption, IOError};
+    let kind = error.kind();
+    let text = error.into_string();
+    match kind {
+        // Held by another process, or by this one. RocksDB has no code for it, only these words.
+        IOError
+            if text.contains("While lock file")
+                || text.contains("lock hold by current process") =>
+        {
+            OpenError::Locked
+        }
+        Corruption => OpenError::Corrupt(text),
+        _ => OpenError::Unavailable(text),
+    }
+}
+
+impl From<ReadError> for OpenError {
+    fn from(error: ReadError) -> Self {
+        match error {
+            ReadError::RocksDb(error) => open_error(error),
+            ReadError::Malformed(_) | ReadError::Other(_) => Self::Corrupt(error.to_string()),
+        }
+    }
+}
+
+impl From<Malformed> for OpenError {
+    fn from(error: Malformed) -> Self {
+        ReadError::from(error).into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::PathBuf;
+    use std::process::Command;
+    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::time::Duration;
+
+    use super::*;
+    use crate::ledger::{AssetId, Links, Transfer};
+    use crate::store::tests::{account, assets, book};
+    use crate::store::{Durability, MemoryStore, Writer, recover};
+
+    const SEED: [u8; 32] = [7; 32];
+
+    /// A folder that is gone at the end of the test.
+    struct Folder(PathBuf);
+
+    impl Folder {
+        fn new() -> Self {
+            static NUMBER: AtomicU32 = AtomicU32::new(0);
+            let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+            let name = format!("clearway-store-{}-{number}", std::process::id());
+            Self(std::env::temp_dir().join(name))
+        }
+
+        fn open(&self) -> Result<RocksStore, OpenError> {
+            RocksStore::open(&self.0, &SEED)
+        }
+
+        fn files(&self, extension: &str) -> Vec<PathBuf> {
+            let entries = fs::read_dir(&self.0)
+                .unwrap()
+                .map(|entry| entry.unwrap().path());
+            entries
+                .filter(|path| path.extension().is_some_and(|end| end == extension))
+                .collect()
+        }
+
+        /// The log that the last commits are in.
+        fn log(&self) -> PathBuf {
+            self.files("log").into_iter().max().unwrap()
+        }
+    }
+
+    impl Drop for Folder {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    fn mutations() -> Vec<Mutation> {
+        let assets = (0..)
+            .zip(assets())
+            .map(|(id, asset)| Mutation::PutAsset(AssetId::new(id), asset));
+        let accounts = [account(0, 0), account(1, 1), account(2, 0)]
+            .map(Arc::new)
+            .map(Mutation::PutAccount);
+        let route = |prefix: &str, next_hop| Mutation::PutStaticRoute {
+            prefix: prefix.into(),
+            next_hop: AccountId::new(next_hop),
+        };
+        let rates = |rates: &[(&str, &str)]| {
+            Mutation::PutRates(
+                rates
+                    .iter()
+                    .map(|(code, rate)| ((*code).into(), (*rate).into()))
+                    .collect(),
+            )
+        };
+        let mut more = vec![
+            route("", 0),
+            route("test.west", 1),
+            route("test.east", 1),
+            route("test.west", 0),
+            Mutation::RemoveStaticRoute {
+                prefix: "test.east".into(),
+            },
+            rates(&[("ABC", "1"), ("OLD", "5")]),
+            rates(&[("XYZ", "0.25"), ("ABC", "2"), ("\u{10FFFF}", "3")]),
+            Mutation::PutNodeAddress("test.node".into()),
+            Mutation::DeleteAccount {
+                id: AccountId::new(2),
+                write_off: false,
+            },
+        ];
+        more.splice(0..0, assets.chain(accounts));
+        more
+    }
+
+    fn start(
+        store: impl Store + 'static,
+    ) -> (super::super::WriterHandle, super::super::TransferSender) {
+        let mut store: Box<dyn Store> = Box::new(store);
+        let book = recover(&mut *store).unwrap();
+        let started = Writer::start(
+            store,
+            &book,
+            1,
+            Durability::Commit,
+            Duration::from_millis(100),
+        );
+        let (handle, mut senders) = started.unwrap();
+        (handle, senders.remove(0))
+    }
+
+    fn transfer(from: u32, to: u32, incoming_amount: u64, outgoing_amount: u64) -> Transfer {
+        Transfer {
+            from: AccountId::new(from),
+            to: AccountId::new(to),
+            incoming_amount,
+            outgoing_amount,
+        }
+    }
+
+    /// Writes a single record past all rules, as a damaged disk or a meddler would.
+    fn tamper(folder: &Folder, family: &str, key: &[u8], value: &[u8]) {
+        let store = folder.open().unwrap();
+        store
+            .db
+            .0
+            .put_cf(store.db.family(family), key, value)
+            .unwrap();
+    }
+
+    #[test]
+    fn a_new_store_is_empty_and_for_this_user_only() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = Folder::new();
+        let mut store = RocksStore::open(&folder.0.join("below"), &SEED).unwrap();
+        assert_eq!(recover(&mut store), Ok(Book::default()));
+        assert_eq!(
+            fs::metadata(&folder.0).unwrap().permissions().mode() & 0o777,
+            0o700
+        );
+    }
+
+    #[test]
+    fn what_was_committed_is_read_back_and_is_what_the_memory_store_holds() {
+        let folder = Folder::new();
+        let memory = MemoryStore::default();
+        let play =
+            |(handle, mut sender): (super::super::WriterHandle, super::super::TransferSender)| {
+                handle.apply(mutations()).unwrap();
+                sender.push(transfer(0, 1, u64::MAX, 3));
+                sender.push(transfer(1, 0, 5, 6));
+                handle
+                    .apply(vec![Mutation::PutAccount(Arc::new(account(3, 1)))])
+                    .unwrap();
+                sender.push(transfer(0, 3, 9, 8));
+                let delete = Mutation::DeleteAccount {
+                    id: AccountId::new(3),
+                    write_off: true,
+                };
+                assert_eq!(handle.apply(vec![delete]).unwrap().written_off, 8);
+                handle.stop();
+            };
+        play(start(folder.open().unwrap()));
+        play(start(memory.clone()));
+        let kept = recover(&mut folder.open().unwrap()).unwrap();
+        assert_eq!(kept, recover(&mut memory.restart()).unwrap());
+        assert_eq!(kept.next_account_id, 4, "numbers are not given again");
+        assert_eq!(
+            kept.static_routes,
+            [
+                ("".into(), AccountId::new(0)),
+                ("test.west".into(), AccountId::new(0))
+            ]
+        );
+        assert_eq!(kept.rates.len(), 3, "OLD is gone");
+        assert_eq!(kept.accounts[0].1, 6 - i128::from(u64::MAX) - 9);
+    }
+
+    #[test]
+    fn an_audit_reads_the_store_and_not_our_memory() {
+        let folder = Folder::new();
+        let store = folder.open().unwrap();
+        let db = store.db.clone();
+        let (handle, mut sender) = start(store);
+        handle.apply(mutations()).unwrap();
+        sender.push(transfer(0, 1, 100, 7));
+        let audit = handle.audit().unwrap();
+        let lines: Vec<_> = audit
+            .assets
+            .iter()
+            .map(|line| (line.accounts, line.balances, line.position))
+            .collect();
+        assert_eq!(lines, [(1, -100, 100), (1, 7, -7)]);
+        let key = schema::account_key(AccountId::new(1));
+        db.0.put_cf(db.family(family::BALANCES), key, schema::amount(8))
+            .unwrap();
+        assert!(!handle.audit().unwrap().adds_up());
+        db.0.put_cf(db.family(family::BALANCES), key, b"8").unwrap();
+        assert!(matches!(handle.audit(), Err(StoreError::Unreadable(_))));
+    }
+
+    #[test]
+    fn a_log_cut_anywhere_loses_only_its_end() {
+        let folder = Folder::new();
+        let (handle, mut sender) = start(folder.open().unwrap());
+        handle.apply(mutations()).unwrap();
+        handle.stop();
+        drop(folder.open().unwrap());
+        let (handle, mut sender_again) = start(folder.open().unwrap());
+        std::mem::swap(&mut sender, &mut sender_again);
+        // A log only grows in commits: where each ends is where a cut loses nothing.
+        let mut ends = Vec::new();
+        for _ in 0..2 {
+            sender.push(transfer(0, 1, 10, 1));
+            handle.apply(Vec::new()).unwrap();
+            ends.push(fs::metadata(folder.log()).unwrap().len());
+        }
+        handle.stop();
+        let whole = fs::read(folder.log()).unwrap();
+        let copy = Folder::new();
+        for end in (ends[0]..ends[1]).step_by(4).chain([ends[1] - 1, ends[1]]) {
+            fs::create_dir_all(&copy.0).unwrap();
+            for entry in fs::read_dir(&folder.0).unwrap() {
+                let path = entry.unwrap().path();
+                fs::copy(&path, copy.0.join(path.file_name().unwrap())).unwrap();
+            }
+            fs::write(copy.log(), &whole[..end as usize]).unwrap();
+            let book = recover(&mut copy.open().unwrap()).unwrap();
+            let commits = ends.iter().filter(|whole| **whole <= end).count();
+            assert_eq!(
+                book.accounts[1].1, commits as i128,
+                "cut at {end} of {ends:?}"
+            );
+            fs::remove_dir_all(&copy.0).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_log_damaged_in_the_middle_is_refused() {
+        let folder = Folder::new();
+        let (handle, mut sender) = start(folder.open().unwrap());
+        handle.apply(mutations()).unwrap();
+        let damage = fs::metadata(folder.log()).unwrap().len() - 20;
+        sender.push(transfer(0, 1, 10, 1));
+        handle.stop();
+        let mut bytes = fs::read(folder.log()).unwrap();
+        bytes[damage as usize] ^= 1;
+        fs::write(folder.log(), bytes).unwrap();
+        assert!(matches!(folder.open(), Err(OpenError::Corrupt(_))));
+    }
+
+    #[test]
+    fn another_seed_and_another_format_are_refused_and_named() {
+        let folder = Folder::new();
+        drop(folder.open().unwrap());
+        let error = RocksStore::open(&folder.0, &[8; 32]).err().unwrap();
+        assert_eq!(error, OpenError::WrongSeed);
+        assert!(error.to_string().contains("secret_seed"), "{error}");
+        tamper(
+            &folder,
+            family::META,
+            meta::FORMAT_VERSION,
+            &2u32.to_be_bytes(),
+        );
+        let error = folder.open().err().unwrap();
+        assert_eq!(
+            error,
+            OpenError::UnknownFormat {
+                found: 2,
+                expected: 1
+            }
+        );
+        // A newer format may have more families: it is still named, not just not understood.
+        let mut newer = DB::open_cf(&options(), &folder.0, family::ALL).unwrap();
+        newer.create_cf("outbox", &options()).unwrap();
+        drop(newer);
+        assert_eq!(folder.open().err().unwrap(), error);
+    }
+
+    #[test]
+    fn a_store_in_use_is_locked() {
+        // This test again, as the other process.
+        const STORE: &str = "CLEARWAY_TEST_STORE";
+        if let Some(path) = std::env::var_os(STORE) {
+            let error = RocksStore::open(Path::new(&path), &SEED).err();
+            assert_eq!(error, Some(OpenError::Locked));
+            return;
+        }
+        let folder = Folder::new();
+        let _store = folder.open().unwrap();
+        assert_eq!(folder.open().err(), Some(OpenError::Locked));
+        let (_, module) = module_path!().split_once("::").unwrap();
+        let output = Command::new(std::env::current_exe().unwrap())
+            .args([&format!("{module}::a_store_in_use_is_locked"), "--exact"])
+            .env(STORE, &folder.0)
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(
+            output.status.success() && text.contains("1 passed"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn a_folder_that_cannot_be_made_is_named() {
+        let folder = Folder::new();
+        fs::write(&folder.0, "a file").unwrap();
+        let error = RocksStore::open(&folder.0.join("store"), &SEED)
+            .err()
+            .unwrap();
+        assert!(
+            matches!(&error, OpenError::Unavailable(text) if text.contains("clearway-store-")),
+            "{error}"
+        );
+        fs::remove_file(&folder.0).unwrap();
+    }
+
+    #[test]
+    fn a_tampered_balance_does_not_add_up() {
+        let folder = Folder::new();
+        let (handle, mut sender) = start(folder.open().unwrap());
+        handle.apply(mutations()).unwrap();
+        sender.push(transfer(0, 1, 100, 7));
+        handle.stop();
+        let first = schema::account_key(AccountId::new(0));
+        tamper(&folder, family::BALANCES, &first, &schema::amount(-99));
+        let Err(OpenError::DoesNotAddUp(audit)) = recover(&mut folder.open().unwrap()) else {
+            panic!("must be refused");
+        };
+        assert!(!audit.assets[0].adds_up() && audit.assets[1].adds_up());
+        let error = OpenError::DoesNotAddUp(audit).to_string();
+        assert!(
+            error.contains("ABC@9") && error.contains("the difference 1)"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn records_that_do_not_belong_together_are_refused() {
+        let key = |id| schema::account_key(AccountId::new(id));
+        let record = schema::account(&account(9, 1), &Secrets::new(&SEED));
+        for (family, key, value) in [
+            (family::BALANCES, &key(9)[..], &schema::amount(0)[..]),
+            (family::ACCOUNTS, &key(9), &record),
+            (family::ACCOUNTS, &key(0), b"garbage"),
+            (family::BALANCES, &key(0), b"0"),
+            (family::POSITIONS, &[0, 9], &schema::amount(0)),
+            (family::ASSETS, &[0, 9], b"\x02ABC"),
+            (family::RATES, b"ABC", b"\xff"),
+            (family::META, meta::NEXT_ACCOUNT_ID, &[0, 0, 0, 1]),
+        ] {
+            let folder = Folder::new();
+            let (handle, _sender) = start(folder.open().unwrap());
+            handle.apply(mutations()).unwrap();
+            handle.stop();
+            tamper(&folder, family, key, value);
+            let error = recover(&mut folder.open().unwrap()).unwrap_err();
+            assert!(
+                matches!(error, OpenError::Corrupt(_)),
+                "{family} {key:?}: {error}"
+            );
+        }
+    }
+
+    #[test]
+    fn no_token_is_in_any_file() {
+        let folder = Folder::new();
+        let (handle, _sender) = start(folder.open().unwrap());
+        let mut with_tokens = account(0, 0);
+        *with_tokens.links = Links {
+            http_incoming_token: Some("swordfish one".into()),
+            http_outgoing_token: Some("swordfish two".into()),
+            btp_incoming_token: Some("swordfish three".into()),
+            btp_outgoing_token: Some("swordfish four".into()),
+            ..Links::default()
+        };
+        let assets = Mutation::PutAsset(AssetId::new(0), assets()[0].clone());
+        handle
+            .apply(vec![
+                assets,
+                Mutation::PutAccount(Arc::new(with_tokens.clone())),
+            ])
+            .unwrap();
+        handle.stop();
+        let mut store = folder.open().unwrap();
+        // Once more as a table, after the log.
+        store
+            .db
+            .0
+            .flush_cf(store.db.family(family::ACCOUNTS))
+            .unwrap();
+        assert_eq!(*recover(&mut store).unwrap().accounts[0].0, with_tokens);
+        drop(store);
+        assert!(!folder.files("log").is_empty() && !folder.files("sst").is_empty());
+        let (mut names, mut tokens) = (0, 0);
+        for entry in fs::read_dir(&folder.0).unwrap() {
+            let bytes = fs::read(entry.unwrap().path()).unwrap();
+            let count = |needle: &[u8]| {
+                bytes
+                    .windows(needle.len())
+                    .filter(|window| *window == needle)
+                    .count()
+            };
+            names += count(b"user_0");
+            tokens += count(b"swordfish");
+        }
+        assert!(names > 0, "the search finds what is there in clear");
+        assert_eq!(tokens, 0);
+    }
+
+    #[test]
+    fn a_book_larger_than_the_write_buffers_comes_back() {
+        let folder = Folder::new();
+        let (handle, mut sender) = start(folder.open().unwrap());
+        let assets = (0..)
+            .zip(assets())
+            .map(|(id, asset)| Mutation::PutAsset(AssetId::new(id), asset));
+        handle.apply(assets.collect()).unwrap();
+        let accounts = 30_000;
+        for first in (0..accounts).step_by(1000) {
+            let put = |id| Mutation::PutAccount(Arc::new(account(id, (id % 2) as u16)));
+            handle
+                .apply((first..first + 1000).map(put).collect())
+                .unwrap();
+        }
+        for id in 1..accounts {
+            sender.push(transfer(id - 1, id, u64::from(id), 1));
+        }
+        assert!(handle.audit().unwrap().adds_up());
+        handle.stop();
+        assert!(!folder.files("sst").is_empty(), "some of it is in tables");
+        let kept = recover(&mut folder.open().unwrap()).unwrap();
+        assert_eq!(kept.accounts.len(), 30_000);
+        assert_eq!(kept.accounts[1].1, 1 - 2);
+        assert_ne!(kept.positions(), book(&[], 0).positions());
+    }
+}

@@ -1,0 +1,506 @@
+//! Schema: where each thing is stored and how its bytes look, each layout written once.
+//!
+//! Owns column families, keys, values and the format version. Integers are big-endian, so that keys sort by number.
+//! Leaves reading and writing to [`super::rocks`] and the encryption of tokens to [`super::secrets`].
+//!
+//! | family    | key                 | value                                                       |
+//! |-----------|---------------------|-------------------------------------------------------------|
+//! | meta      | name, see [`meta`]  | see there                                                   |
+//! | assets    | asset, u16          | scale, u8; code                                             |
+//! | accounts  | account, u32        | layout, u8; asset, u16; the rest as JSON, tokens sealed     |
+//! | balances  | account, u32        | booked, i128: positive is what we owe the holder            |
+//! | positions | asset, u16          | our own position, i128: positive is what we have gained     |
+//! | routes    | prefix              | next hop: account, u32                                      |
+//! | rates     | code                | decimal text                                                |
+
+use serde::{Deserialize, Serialize};
+
+use super::secrets::Secrets;
+use crate::ledger::{Account, AccountId, AccountLimits, Asset, AssetId, Links, RoutingRelation};
+
+/// Counted up when a program that knows only the older layouts would misread what is stored.
+pub const FORMAT_VERSION: u32 = 1;
+
+pub mod family {
+    pub const META: &str = "meta";
+    pub const ASSETS: &str = "assets";
+    pub const ACCOUNTS: &str = "accounts";
+    pub const BALANCES: &str = "balances";
+    pub const POSITIONS: &str = "positions";
+    pub const ROUTES: &str = "routes";
+    pub const RATES: &str = "rates";
+
+    pub const ALL: [&str; 7] = [META, ASSETS, ACCOUNTS, BALANCES, POSITIONS, ROUTES, RATES];
+}
+
+/// Keys of the family `meta`.
+pub mod meta {
+    /// u32; written first, read first.
+    pub const FORMAT_VERSION: &[u8] = b"format_version";
+    /// A sealed constant: opens under the seed that the store was made with, and under no other.
+    pub const SEED_CHECK: &[u8] = b"seed_check";
+    /// The node's ILP address as text. Absent until the node has one.
+    pub const NODE_ADDRESS: &[u8] = b"node_address";
+    /// u32.
+    pub const NEXT_ACCOUNT_ID: &[u8] = b"next_account_id";
+}
+
+/// Above every rate's key: those are UTF-8, which has no such byte.
+pub const RATES_END: &[u8] = &[0xff];
+
+/// Bytes that are none of ours: says what was expected.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("no valid {0}")]
+pub struct Malformed(pub &'static str);
+
+pub fn account_key(id: AccountId) -> [u8; 4] {
+    id.get().to_be_bytes()
+}
+
+pub fn read_account_key(bytes: &[u8]) -> Result<AccountId, Malformed> {
+    read_u32(bytes)
+        .map(AccountId::new)
+        .map_err(|_| Malformed("account number"))
+}
+
+pub fn asset_key(id: AssetId) -> [u8; 2] {
+    id.get().to_be_bytes()
+}
+
+pub fn read_asset_key(bytes: &[u8]) -> Result<AssetId, Malformed> {
+    let bytes = bytes.try_into().map_err(|_| Malformed("asset number"))?;
+    Ok(AssetId::new(u16::from_be_bytes(bytes)))
+}
+
+pub fn read_u32(bytes: &[u8]) -> Result<u32, Malformed> {
+    bytes
+        .try_into()
+        .map(u32::from_be_bytes)
+        .map_err(|_| Malformed("number"))
+}
+
+/// A balance or a position.
+pub fn amount(amount: i128) -> [u8; 16] {
+    amount.to_be_bytes()
+}
+
+pub fn read_amount(bytes: &[u8]) -> Result<i128, Malformed> {
+    bytes
+        .try_into()
+        .map(i128::from_be_bytes)
+        .map_err(|_| Malformed("amount"))
+}
+
+pub fn read_text(bytes: &[u8]) -> Result<&str, Malformed> {
+    std::str::from_utf8(bytes).map_err(|_| Malformed("text"))
+}
+
+pub fn asset(asset: &Asset) -> Vec<u8> {
+    [&[asset.scale], asset.code.as_bytes()].concat()
+}
+
+pub fn read_asset(bytes: &[u8]) -> Result<Asset, Malformed> {
+    let (scale, code) = bytes.split_first().ok_or(Malformed("asset"))?;
+    Ok(Asset {
+        code: read_text(code)?.into(),
+        scale: *scale,
+    })
+}
+
+const SEED_CHECK_OWNER: [u8; 16] = [0; 16];
+const SEED_CHECK_TEXT: &[u8] = b"clearway";
+
+/// The value of [`meta::SEED_CHECK`].
+pub fn seed_check(secrets: &Secrets) -> Vec<u8> {
+    secrets.seal(&SEED_CHECK_OWNER, "seed_check", SEED_CHECK_TEXT)
+}
+
+pub fn seed_check_opens(secrets: &Secrets, bytes: &[u8]) -> bool {
+    secrets
+        .open(&SEED_CHECK_OWNER, "seed_check", bytes)
+        .is_ok_and(|text| text == SEED_CHECK_TEXT)
+}
+
+/// Counted up when an older program would misread the record. A new field that may be absent does not count it up:
+/// an older program passes over it.
+const ACCOUNT_LAYOUT: u8 = 1;
+/// Layout and asset in front of the JSON, so that an audit need not read the rest.
+const ACCOUNT_HEAD_BYTES: usize = 1 + 2;
+
+/// The JSON of an account. The names are spelled out here, so that a renamed field elsewhere changes nothing on disk.
+#[derive(Serialize, Deserialize)]
+struct AccountRecord {
+    uuid: uuid::Uuid,
+    username: Box<str>,
+    ilp_address: Box<str>,
+    ilp_address_generated: bool,
+    routing_relation: Box<str>,
+    packet_amount_max: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    balance_min: Option<i64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    balance_max: Option<i64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    amount_per_minute: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    packets_per_minute: Option<u32>,
+    round_trip_time_ms: u32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    settle_threshold: Option<i64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    settle_to: Option<i64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    settlement_engine_url: Option<Box<str>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    http_url: Option<Box<str>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    http_incoming_token: Option<Sealed>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    http_outgoing_token: Option<Sealed>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    btp_url: Option<Box<str>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    btp_incoming_token: Option<Sealed>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    btp_outgoing_token: Option<Sealed>,
+    created_at_ms: u64,
+}
+
+/// A sealed token in hexadecimal.
+#[derive(Serialize, Deserialize)]
+#[serde(transparent)]
+struct Sealed(Box<str>);
+
+/// Under what a token is sealed, besides the account it belongs to.
+mod field {
+    pub const HTTP_INCOMING_TOKEN: &str = "http_incoming_token";
+    pub const HTTP_OUTGOING_TOKEN: &str = "http_outgoing_token";
+    pub const BTP_INCOMING_TOKEN: &str = "btp_incoming_token";
+    pub const BTP_OUTGOING_TOKEN: &str = "btp_outgoing_token";
+}
+
+impl Sealed {
+    fn new(
+        secrets: &Secrets,
+        account: &Account,
+        field: &str,
+        token: &Option<Box<str>>,
+    ) -> Option<Self> {
+        let sealed = secrets.seal(&account.uuid, field, token.as_ref()?.as_bytes());
+        Some(Self(to_hex(&sealed).into()))
+    }
+
+    fn open(&self, secrets: &Secrets, uuid: &[u8; 16], field: &str) -> Result<Box<str>, Malformed> {
+        let sealed = from_hex(&self.0).ok_or(Malformed("token"))?;
+        let token = secrets
+            .open(uuid, field, &sealed)
+            .map_err(|_| Malformed("token"))?;
+        Ok(read_text(&token)?.into())
+    }
+}
+
+pub fn account(account: &Account, secrets: &Secrets) -> Vec<u8> {
+    let Account { limits, links, .. } = account;
+    let seal = |field, token| Sealed::new(secrets, account, field, token);
+    let record = AccountRecord {
+        uuid: uuid::Uuid::from_bytes(account.uuid),
+        username: account.username.clone(),
+        ilp_address: Box::from(&*account.ilp_address),
+        ilp_address_generated: account.ilp_address_generated,
+        routing_relation: account.routing_relation.as_str().into(),
+        packet_amount_max: limits.packet_amount_max,
+        balance_min: limits.balance_min,
+        balance_max: limits.balance_max,
+        amount_per_minute: limits.amount_per_minute,
+        packets_per_minute: limits.packets_per_minute,
+        round_trip_time_ms: account.round_trip_time_ms,
+        settle_threshold: account.settle_threshold,
+        settle_to: account.settle_to,
+        settlement_engine_url: account.settlement_engine_url.clone(),
+        http_url: links.http_url.clone(),
+        http_incoming_token: seal(field::HTTP_INCOMING_TOKEN, &links.http_incoming_token),
+        http_outgoing_token: seal(field::HTTP_OUTGOING_TOKEN, &links.http_outgoing_token),
+        btp_url: links.btp_url.clone(),
+        btp_incoming_token: seal(field::BTP_INCOMING_TOKEN, &links.btp_incoming_token),
+        btp_outgoing_token: seal(field::BTP_OUTGOING_TOKEN, &links.btp_outgoing_token),
+        created_at_ms: account.created_at_ms,
+    };
+    let mut bytes = Vec::with_capacity(1024);
+    bytes.push(ACCOUNT_LAYOUT);
+    bytes.extend_from_slice(&asset_key(account.asset_id));
+    serde_json::to_writer(&mut bytes, &record).expect("text and numbers are always valid JSON");
+    bytes
+}
+
+/// The asset of an account, without the rest of it.
+pub fn read_account_asset(bytes: &[u8]) -> Result<AssetId, Malformed> {
+    match bytes.first_chunk::<ACCOUNT_HEAD_BYTES>() {
+        Some([ACCOUNT_LAYOUT, asset @ ..]) => read_asset_key(asset),
+        _ => Err(Malformed("account layout")),
+    }
+}
+
+/// `assets` are those stored, by their number: accounts share the text of their asset's code.
+pub fn read_account(
+    id: AccountId,
+    bytes: &[u8],
+    assets: &[Asset],
+    secrets: &Secrets,
+) -> Result<Account, Malformed> {
+    let asset_id = read_account_asset(bytes)?;
+    let asset = assets
+        .get(asset_id.index())
+        .ok_or(Malformed("asset of an account"))?;
+    let record: AccountRecord =
+        serde_json::from_slice(&bytes[ACCOUNT_HEAD_BYTES..]).map_err(|_| Malformed("account"))?;
+    let uuid = record.uuid.into_bytes();
+    let open = |field, token: Option<Sealed>| {
+        token
+            .map(|token| token.open(secrets, &uuid, field))
+            .transpose()
+    };
+    Ok(Account {
+        id,
+        uuid,
+        username: record.username,
+        ilp_address: record.ilp_address.into(),
+        ilp_address_generated: record.ilp_address_generated,
+        asset: asset.clone(),
+        asset_id,
+        routing_relation: RoutingRelation::parse(&record.routing_relation)
+            .ok_or(Malformed("routing relation"))?,
+        limits: AccountLimits {
+            packet_amount_max: record.packet_amount_max,
+            balance_min: record.balance_min,
+            balance_max: record.balance_max,
+            amount_per_minute: record.amount_per_minute,
+            packets_per_minute: record.packets_per_minute,
+        },
+        round_trip_time_ms: record.round_trip_time_ms,
+        settle_threshold: record.settle_threshold,
+        settle_to: record.settle_to,
+        settlement_engine_url: record.settlement_engine_url,
+        links: Box::new(Links {
+            http_url: record.http_url,
+            http_incoming_token: open(field::HTTP_INCOMING_TOKEN, record.http_incoming_token)?,
+            http_outgoing_token: open(field::HTTP_OUTGOING_TOKEN, record.http_outgoing_token)?,
+            btp_url: record.btp_url,
+            btp_incoming_token: open(field::BTP_INCOMING_TOKEN, record.btp_incoming_token)?,
+            btp_outgoing_token: open(field::BTP_OUTGOING_TOKEN, record.btp_outgoing_token)?,
+        }),
+        created_at_ms: record.created_at_ms,
+    })
+}
+
+fn to_hex(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let digit = |value: u8| char::from(DIGITS[usize::from(value)]);
+    bytes
+        .iter()
+        .flat_map(|byte| [digit(byte >> 4), digit(byte & 15)])
+        .collect()
+}
+
+fn from_hex(text: &str) -> Option<Vec<u8>> {
+    let digit = |character: u8| char::from(character).to_digit(16).map(|value| value as u8);
+    let (pairs, rest) = text.as_bytes().as_chunks::<2>();
+    if !rest.is_empty() {
+        return None;
+    }
+    pairs
+        .iter()
+        .map(|[high, low]| Some(digit(*high)? << 4 | digit(*low)?))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn text() -> impl Strategy<Value = Box<str>> {
+        ".{0,40}".prop_map(Box::from)
+    }
+
+    prop_compose! {
+        fn links()(
+            http_url in proptest::option::of(text()),
+            http_incoming_token in proptest::option::of(text()),
+            http_outgoing_token in proptest::option::of(text()),
+            btp_url in proptest::option::of(text()),
+            btp_incoming_token in proptest::option::of(text()),
+            btp_outgoing_token in proptest::option::of(text()),
+        ) -> Links {
+            Links {
+                http_url,
+                http_incoming_token,
+                http_outgoing_token,
+                btp_url,
+                btp_incoming_token,
+                btp_outgoing_token,
+            }
+        }
+    }
+
+    prop_compose! {
+        fn limits()(
+            packet_amount_max: u64,
+            balance_min: Option<i64>,
+            balance_max: Option<i64>,
+            amount_per_minute: Option<u64>,
+            packets_per_minute: Option<u32>,
+        ) -> AccountLimits {
+            AccountLimits {
+                packet_amount_max,
+                balance_min,
+                balance_max,
+                amount_per_minute,
+                packets_per_minute,
+            }
+        }
+    }
+
+    prop_compose! {
+        fn accounts()(
+            id: u32,
+            uuid: [u8; 16],
+            username in text(),
+            ilp_address in text(),
+            ilp_address_generated: bool,
+            asset_id in 0..3u16,
+            relation in 0..4usize,
+            limits in limits(),
+            round_trip_time_ms: u32,
+            (settle_threshold, settle_to) in any::<(Option<i64>, Option<i64>)>(),
+            settlement_engine_url in proptest::option::of(text()),
+            links in links(),
+            created_at_ms: u64,
+        ) -> Account {
+            Account {
+                id: AccountId::new(id),
+                uuid,
+                username,
+                ilp_address: ilp_address.into(),
+                ilp_address_generated,
+                asset: assets()[usize::from(asset_id)].clone(),
+                asset_id: AssetId::new(asset_id),
+                routing_relation: RoutingRelation::ALL[relation],
+                limits,
+                round_trip_time_ms,
+                settle_threshold,
+                settle_to,
+                settlement_engine_url,
+                links: Box::new(links),
+                created_at_ms,
+            }
+        }
+    }
+
+    fn assets() -> Vec<Asset> {
+        [("ABC", 9), ("ABC", 2), ("XYZ", 255)]
+            .map(|(code, scale)| Asset {
+                code: code.into(),
+                scale,
+            })
+            .into()
+    }
+
+    proptest! {
+        #[test]
+        fn an_account_comes_back_as_it_went(one in accounts()) {
+            let secrets = Secrets::new(&[7; 32]);
+            let bytes = account(&one, &secrets);
+            prop_assert_eq!(read_account_asset(&bytes).unwrap(), one.asset_id);
+            let read = read_account(one.id, &bytes, &assets(), &secrets).unwrap();
+            prop_assert!(read.links == one.links, "links");
+            prop_assert_eq!(read, one);
+        }
+
+        #[test]
+        fn any_bytes_are_read_or_refused(bytes: Vec<u8>, layout in 0..3u8) {
+            let secrets = Secrets::new(&[7; 32]);
+            let with_head = [&[layout, 0, 0], bytes.as_slice()].concat();
+            for bytes in [&bytes, &with_head] {
+                let _ = read_account(AccountId::new(0), bytes, &assets(), &secrets);
+                let _ = (read_asset(bytes), read_amount(bytes), read_account_key(bytes), read_asset_key(bytes));
+            }
+        }
+
+        #[test]
+        fn keys_and_amounts_come_back(id: u32, asset_id: u16, value: i128, scale: u8, code in text()) {
+            prop_assert_eq!(read_account_key(&account_key(AccountId::new(id))), Ok(AccountId::new(id)));
+            prop_assert_eq!(read_asset_key(&asset_key(AssetId::new(asset_id))), Ok(AssetId::new(asset_id)));
+            prop_assert_eq!(read_amount(&amount(value)), Ok(value));
+            let one = Asset { code: code.into(), scale };
+            prop_assert_eq!(read_asset(&asset(&one)), Ok(one));
+        }
+
+        #[test]
+        fn hexadecimal_comes_back(bytes: Vec<u8>) {
+            prop_assert_eq!(from_hex(&to_hex(&bytes)), Some(bytes));
+        }
+    }
+
+    #[test]
+    fn hexadecimal_is_strict() {
+        for text in ["0", "0g", "é", "+1"] {
+            assert_eq!(from_hex(text), None, "{text}");
+        }
+        assert_eq!(from_hex("00fFa5"), Some(vec![0, 255, 0xa5]));
+    }
+
+    #[test]
+    fn a_field_of_a_newer_version_is_passed_over_and_a_missing_one_is_not() {
+        let json = |more: &str| {
+            let record = format!(
+                r#"{{"uuid":"67e55044-10b1-426f-9247-bb680e5fe0c8","username":"alice","ilp_address":"test.alice",
+                "ilp_address_generated":true,"routing_relation":"Child","packet_amount_max":18446744073709551615,
+                "round_trip_time_ms":500{more}}}"#
+            );
+            [&[ACCOUNT_LAYOUT, 0, 1], record.as_bytes()].concat()
+        };
+        let secrets = Secrets::new(&[7; 32]);
+        let read = |bytes: &[u8]| read_account(AccountId::new(5), bytes, &assets(), &secrets);
+        let newer = read(&json(r#","created_at_ms":9,"of_a_newer_version":[1,2]"#)).unwrap();
+        assert_eq!(newer.limits, AccountLimits::default());
+        assert_eq!((newer.asset, newer.created_at_ms), (assets()[1].clone(), 9));
+        assert_eq!(
+            read(&json("")),
+            Err(Malformed("account")),
+            "created_at_ms is missing"
+        );
+        let mut unknown = json(r#","created_at_ms":9"#);
+        unknown[0] = ACCOUNT_LAYOUT + 1;
+        assert_eq!(read(&unknown), Err(Malformed("account layout")));
+        unknown[..ACCOUNT_HEAD_BYTES].copy_from_slice(&[ACCOUNT_LAYOUT, 0, 3]);
+        assert_eq!(read(&unknown), Err(Malformed("asset of an account")));
+    }
+
+    proptest! {
+        #[test]
+        fn a_token_moved_to_another_account_or_field_does_not_open(
+            mut one in accounts(),
+            other in accounts(),
+            token in text(),
+        ) {
+            prop_assume!(one.uuid != other.uuid);
+            let secrets = Secrets::new(&[7; 32]);
+            *one.links = Links { btp_incoming_token: Some(token), ..Links::default() };
+            let bytes = account(&one, &secrets);
+            let json = String::from_utf8(bytes[ACCOUNT_HEAD_BYTES..].to_vec()).unwrap();
+            let uuid = |account: &Account| uuid::Uuid::from_bytes(account.uuid).to_string();
+            for moved in [
+                json.replace(&uuid(&one), &uuid(&other)),
+                json.replace(field::BTP_INCOMING_TOKEN, field::HTTP_INCOMING_TOKEN),
+            ] {
+                prop_assume!(moved != json);
+                let bytes = [&bytes[..ACCOUNT_HEAD_BYTES], moved.as_bytes()].concat();
+                prop_assert_eq!(
+                    read_account(one.id, &bytes, &assets(), &secrets),
+                    Err(Malformed("token"))
+                );
+            }
+        }
+    }
+}

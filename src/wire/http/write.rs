@@ -1,0 +1,196 @@
+//! Writes HTTP/1.1 messages (RFC 9112): our answers, and the numbers in our requests.
+//!
+//! Owns the bytes of a head we send. Everything is appended to a buffer of the caller, without the
+//! formatting machinery: an answer with a packet is a few copies.
+//!
+//! Always: a head we write frames its body by Content-Length, and no value can end its line early.
+
+use super::fields::is_value_byte;
+
+/// Appends the answer to a packet: 200 with the reply's bytes.
+pub fn write_ok_packet(out: &mut Vec<u8>, packet: &[u8], keep_alive: bool) {
+    const START: &[u8] =
+        b"HTTP/1.1 200 OK\r\ncontent-type: application/octet-stream\r\ncontent-length: ";
+    out.reserve(START.len() + DECIMAL_BYTES_MAX + CLOSE.len() + packet.len() + 8);
+    out.extend_from_slice(START);
+    write_decimal(out, packet.len() as u64);
+    out.extend_from_slice(if keep_alive { b"\r\n\r\n" } else { CLOSE });
+    out.extend_from_slice(packet);
+}
+
+/// Appends any answer. `headers` come without Content-Length and Connection, which are added.
+///
+/// With `head_only`, for HEAD, the body is announced but left out. Status 1xx, 204 and 304 have no
+/// body and no length. A control character in a value or in the reason is written as a blank.
+pub fn write_response(
+    out: &mut Vec<u8>,
+    status: u16,
+    reason: &str,
+    headers: &[(&str, &str)],
+    body: &[u8],
+    keep_alive: bool,
+    head_only: bool,
+) {
+    out.extend_from_slice(b"HTTP/1.1 ");
+    write_decimal(out, u64::from(status));
+    out.push(b' ');
+    write_value(out, reason);
+    for (name, value) in headers {
+        out.extend_from_slice(b"\r\n");
+        out.extend_from_slice(name.as_bytes());
+        out.extend_from_slice(b": ");
+        write_value(out, value);
+    }
+    let has_body = !matches!(status, 100..=199 | 204 | 304);
+    if has_body {
+        out.extend_from_slice(b"\r\ncontent-length: ");
+        write_decimal(out, body.len() as u64);
+    }
+    out.extend_from_slice(if keep_alive { b"\r\n\r\n" } else { CLOSE });
+    if has_body && !head_only {
+        out.extend_from_slice(body);
+    }
+}
+
+/// Appends `100 Continue` (RFC 9110 section 15.2.1).
+pub fn write_continue(out: &mut Vec<u8>) {
+    out.extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
+}
+
+/// Appends a number in decimal digits.
+pub fn write_decimal(out: &mut Vec<u8>, mut number: u64) {
+    let mut digits = [0; DECIMAL_BYTES_MAX];
+    let mut start = digits.len();
+    loop {
+        start -= 1;
+        digits[start] = b'0' + (number % 10) as u8;
+        number /= 10;
+        if number == 0 {
+            break;
+        }
+    }
+    out.extend_from_slice(&digits[start..]);
+}
+
+/// The usual reason phrase (RFC 9110 section 15), empty for a status we never send.
+pub fn reason(status: u16) -> &'static str {
+    match status {
+        100 => "Continue",
+        101 => "Switching Protocols",
+        200 => "OK",
+        202 => "Accepted",
+        204 => "No Content",
+        304 => "Not Modified",
+        400 => "Bad Request",
+        401 => "Unauthorized",
+        403 => "Forbidden",
+        404 => "Not Found",
+        405 => "Method Not Allowed",
+        408 => "Request Timeout",
+        409 => "Conflict",
+        411 => "Length Required",
+        413 => "Content Too Large",
+        415 => "Unsupported Media Type",
+        417 => "Expectation Failed",
+        422 => "Unprocessable Content",
+        426 => "Upgrade Required",
+        429 => "Too Many Requests",
+        431 => "Request Header Fields Too Large",
+        500 => "Internal Server Error",
+        501 => "Not Implemented",
+        502 => "Bad Gateway",
+        503 => "Service Unavailable",
+        504 => "Gateway Timeout",
+        505 => "HTTP Version Not Supported",
+        507 => "Insufficient Storage",
+        _ => "",
+    }
+}
+
+const CLOSE: &[u8] = b"\r\nconnection: close\r\n\r\n";
+
+/// Digits of `u64::MAX`.
+const DECIMAL_BYTES_MAX: usize = 20;
+
+/// A value may repeat what a client sent, such as a name: it must not be able to add a line.
+fn write_value(out: &mut Vec<u8>, value: &str) {
+    out.extend(
+        value
+            .bytes()
+            .map(|byte| if is_value_byte(byte) { byte } else { b' ' }),
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::http::{Framing, parse_response};
+    use proptest::prelude::*;
+
+    #[test]
+    fn packets() {
+        let mut out = Vec::new();
+        write_ok_packet(&mut out, b"abc", true);
+        write_ok_packet(&mut out, b"", false);
+        let expected = "HTTP/1.1 200 OK\r\ncontent-type: application/octet-stream\r\ncontent-length: 3\r\n\r\nabc\
+             HTTP/1.1 200 OK\r\ncontent-type: application/octet-stream\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+        assert_eq!(String::from_utf8(out).unwrap(), expected);
+    }
+
+    #[test]
+    fn responses() {
+        let written = |status, body: &[u8], keep_alive, head_only| {
+            let mut out = Vec::new();
+            let headers = [("allow", "GET, POST"), ("x", "a\r\ninjected: 1\0")];
+            write_response(
+                &mut out,
+                status,
+                reason(status),
+                &headers,
+                body,
+                keep_alive,
+                head_only,
+            );
+            String::from_utf8(out).unwrap()
+        };
+        let fields = "\r\nallow: GET, POST\r\nx: a  injected: 1 ";
+        assert_eq!(
+            written(405, b"{}", true, false),
+            format!("HTTP/1.1 405 Method Not Allowed{fields}\r\ncontent-length: 2\r\n\r\n{{}}")
+        );
+        assert_eq!(
+            written(200, b"{}", true, true),
+            format!("HTTP/1.1 200 OK{fields}\r\ncontent-length: 2\r\n\r\n")
+        );
+        assert_eq!(
+            written(204, b"dropped", false, false),
+            format!("HTTP/1.1 204 No Content{fields}\r\nconnection: close\r\n\r\n")
+        );
+    }
+
+    proptest! {
+        /// What we write is one response for us and for httparse, whatever the strings.
+        #[test]
+        fn one_message(status in 200..600_u16, value in "\\PC*|.*", body: Vec<u8>, keep_alive: bool) {
+            let mut out = Vec::new();
+            write_response(&mut out, status, &value, &[("x", &value)], &body, keep_alive, false);
+            let (head, length) = parse_response(&out).unwrap().unwrap();
+            prop_assert_eq!(head.status, status);
+            if !matches!(status, 204 | 304) {
+                prop_assert_eq!(head.framing(), Framing::Length(body.len() as u64));
+                prop_assert_eq!(&out[length..], &body[..]);
+                prop_assert_eq!(head.keep_alive(), keep_alive);
+            }
+            let mut headers = [httparse::EMPTY_HEADER; 5];
+            let mut oracle = httparse::Response::new(&mut headers);
+            prop_assert_eq!(oracle.parse(&out), Ok(httparse::Status::Complete(length)));
+        }
+
+        #[test]
+        fn decimals(number: u64) {
+            let mut out = Vec::new();
+            write_decimal(&mut out, number);
+            prop_assert_eq!(String::from_utf8(out).unwrap(), number.to_string());
+        }
+    }
+}

@@ -1,0 +1,14 @@
+//! Bytes and messages: every format that crosses a socket, without sockets.
+//!
+//! What every codec here promises: it borrows from the bytes it is given and allocates nothing from a length it has not
+//! verified; incomplete input is "not yet", never an error; malformed input is an error value, never a panic; what it
+//! accepts is described in its file with the RFC, and where it is stricter or more liberal than that, why.
+
+pub mod address;
+pub mod base64;
+pub mod btp;
+pub mod http;
+pub mod oer;
+pub mod packet;
+pub mod timestamp;
+pub mod websocket;

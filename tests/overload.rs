@@ -1,0 +1,330 @@
+//! Peers that begin and stall, that send and do not read, and that are many: they cost the node little, and the others
+//! nothing.
+
+mod support;
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use support::btp_peer::{BtpPeer, BtpReply, Dialect, Frame, RESPONSE, next_frame, upgrade};
+use support::http::{Connection, request_bytes};
+use support::hub::Hub;
+use support::node::expect_balance;
+use support::packet::Prepare;
+use support::raw_websocket::RawWebSocket;
+use support::rule::{Answer, Rule};
+use support::{PATIENCE, eventually};
+use tungstenite::Message;
+
+/// Peers that begin and do not go on. One test, so all of its waiting happens at the same time.
+#[test]
+fn peers_that_stall_are_dropped_and_cost_nothing() {
+    let hub = Hub::start();
+    hub.node.add_account("silent", &json!({}));
+    let begun = Instant::now();
+    let address = hub.node.address();
+    let within = |limit: u64, what: &str, connection: &mut Connection, from: Instant| {
+        let left = Duration::from_secs(limit)
+            .saturating_sub(from.elapsed())
+            .max(Duration::from_millis(1));
+        assert!(
+            connection.is_closed_within(left),
+            "{what}: open after {:?}",
+            from.elapsed()
+        );
+    };
+
+    // A BTP peer that is gone without a word answers no ping. It counts from its last frame.
+    let mut silent = TcpStream::connect(address).expect("the node accepts");
+    silent
+        .set_read_timeout(Some(PATIENCE))
+        .expect("a limit is not zero");
+    let (mut socket, _) = tungstenite::client(
+        format!("ws://{address}/ilp/btp"),
+        silent.try_clone().expect("a duplicate"),
+    )
+    .expect("the node upgrades");
+    socket
+        .send(Message::binary(
+            Frame::auth(1, Some("silent"), "silent-btp").encode(),
+        ))
+        .expect("open");
+    assert_eq!(next_frame(&mut socket), Some(Frame::new(RESPONSE, 1)));
+
+    let mut without_token = RawWebSocket::open(&hub.node);
+    let mut half_a_frame = RawWebSocket::open(&hub.node);
+    half_a_frame.send(&[0x82, 0x90, 1, 2]);
+    let mut stalled_body = hub.node.connection();
+    let request = request_bytes(
+        "POST",
+        "/accounts/alice/ilp",
+        &[("Authorization", "Bearer alice-http")],
+        &Prepare::new("test.hub.bob", 1).encode(),
+    );
+    stalled_body
+        .send(&request[..request.len() - 1])
+        .expect("open");
+
+    // Half a request, then the end, or a reset.
+    let mut ended = hub.node.connection();
+    ended.send(&request[..50]).expect("open");
+    ended.end_sending();
+    within(5, "half a head, then the end", &mut ended, Instant::now());
+    let mut ended = hub.node.connection();
+    ended.send(&request[..request.len() - 1]).expect("open");
+    ended.end_sending();
+    within(5, "half a body, then the end", &mut ended, Instant::now());
+    for cut in [0, 50, request.len() - 1, request.len()] {
+        let stream = TcpStream::connect(address).expect("the node accepts");
+        (&stream).write_all(&request[..cut]).expect("open");
+        socket2::SockRef::from(&stream)
+            .set_linger(Some(Duration::ZERO))
+            .expect("a TCP socket");
+    }
+
+    // Heads at a byte per second, several at once, while others are served.
+    let slow_from = Instant::now();
+    let mut slow: Vec<Connection> = (0..8).map(|_| hub.node.connection()).collect();
+    for byte in request.iter().take(12) {
+        for connection in &mut slow {
+            // Closed before the twelfth byte is what should happen.
+            let _ = connection.send(&[*byte]);
+        }
+        hub.good_packet_passes("a byte of slow senders");
+        std::thread::sleep(Duration::from_secs(1));
+    }
+    for connection in &mut slow {
+        within(13, "a head at a byte per second", connection, slow_from);
+    }
+    within(14, "no token in 10 s", &mut without_token.0, begun);
+    within(
+        14,
+        "half a frame instead of a token",
+        &mut half_a_frame.0,
+        begun,
+    );
+    within(14, "a body that does not come", &mut stalled_body, begun);
+
+    // 45 s after its last frame the silent peer is taken for dead, and packets to it are refused at once.
+    let prepare = Prepare::new("test.hub.silent", 1).expires_in(Duration::from_millis(2100));
+    assert_eq!(
+        hub.alice.pay(&prepare).code(),
+        "R00",
+        "until then its packets wait for it"
+    );
+    silent
+        .set_read_timeout(Some(Duration::from_secs(60)))
+        .expect("a limit is not zero");
+    let mut pings = Vec::new();
+    silent.read_to_end(&mut pings).expect("the node closes");
+    let took = begun.elapsed();
+    assert!(
+        (Duration::from_secs(40)..Duration::from_secs(55)).contains(&took),
+        "dropped after {took:?}"
+    );
+    assert!(first_bytes(&pings).contains(&0x89), "it was pinged first");
+    eventually("the link is down", || {
+        (hub.alice.pay(&Prepare::new("test.hub.silent", 1)).code() == "T01").then_some(())
+    });
+    hub.good_packet_passes("stalling");
+    hub.node.api().audit();
+}
+
+/// The first byte of each whole frame of a server, whose frames here are shorter than 64 KiB.
+fn first_bytes(mut bytes: &[u8]) -> Vec<u8> {
+    let mut first = Vec::new();
+    while let [opcode, length, rest @ ..] = bytes {
+        let (length, rest) = match (length, rest) {
+            (126, [high, low, rest @ ..]) => (usize::from(u16::from_be_bytes([*high, *low])), rest),
+            (length, rest) => (usize::from(*length), rest),
+        };
+        first.push(*opcode);
+        bytes = rest.get(length..).unwrap_or_default();
+    }
+    first
+}
+
+/// Peers that send and do not read: what we would tell them has a limit, too.
+#[test]
+fn peers_that_do_not_read_cannot_fill_our_memory() {
+    let hub = Hub::start();
+    let before = resident_kib(hub.node.pid());
+
+    // Answers to pipelined requests that nobody reads.
+    let stream = TcpStream::connect(hub.node.address()).expect("the node accepts");
+    stream
+        .set_write_timeout(Some(Duration::from_millis(500)))
+        .expect("a limit is not zero");
+    let requests = request_bytes("GET", "/", &[], b"").repeat(1000);
+    let mut written = 0;
+    while written < 100_000_000 {
+        match (&stream).write(&requests) {
+            Ok(count) => written += count,
+            Err(error) => {
+                assert!(
+                    matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut),
+                    "{error}"
+                );
+                break;
+            }
+        }
+    }
+    assert!(
+        written < 100_000_000,
+        "the node stops reading from a peer that does not read"
+    );
+    hub.good_packet_passes("a client that does not read");
+
+    // A flood of pings whose pongs nobody reads.
+    let mut pinging = RawWebSocket::open(&hub.node);
+    pinging.0.set_write_timeout(Duration::from_millis(500));
+    let ping: Vec<u8> = [&[0x89, 0x80 | 125, 0, 0, 0, 0][..], &[b'p'; 125]]
+        .concat()
+        .repeat(500);
+    for _ in 0..500 {
+        if pinging.0.send(&ping).is_err() {
+            break;
+        }
+    }
+    hub.good_packet_passes("a flood of pings");
+
+    // Prepares for a peer that does not read them.
+    hub.node.add_account("deaf", &json!({}));
+    let mut deaf = upgrade(hub.node.address(), "/ilp/btp");
+    deaf.send(Message::binary(
+        Frame::auth(1, Some("deaf"), "deaf-btp").encode(),
+    ))
+    .expect("open");
+    assert_eq!(next_frame(&mut deaf), Some(Frame::new(RESPONSE, 1)));
+    hub.node.add_account("mallory", &json!({}));
+    let mallory = BtpPeer::connect_as(
+        hub.node.address(),
+        "/ilp/btp",
+        Some("mallory"),
+        "mallory-btp",
+        Rule::always(Answer::Nothing),
+        Dialect::Conformant,
+    )
+    .expect("the token is right");
+    let waiting: Vec<_> = (0..4000)
+        .map(|_| {
+            let mut prepare = Prepare::new("test.hub.deaf", 1).expires_in(Duration::from_secs(4));
+            prepare.data.resize(30_000, 0);
+            mallory.start_prepare(&prepare)
+        })
+        .collect();
+    for reply in waiting {
+        match reply
+            .recv_timeout(PATIENCE)
+            .expect("every Prepare has an answer")
+        {
+            BtpReply::Packet(reply) => {
+                assert!(
+                    ["T03", "T01", "R00", "R02"].contains(&reply.code()),
+                    "{reply:?}"
+                );
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    hub.good_packet_passes("a peer that does not read");
+    let grown = resident_kib(hub.node.pid()).saturating_sub(before);
+    println!("the node grew by {grown} KiB");
+    assert!(
+        grown < 64 * 1024,
+        "120 MB were sent to a peer that does not read; the node grew by {grown} KiB"
+    );
+    expect_balance(&hub.node.api(), "mallory", 0);
+}
+
+fn resident_kib(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("the node runs");
+    let line = status
+        .lines()
+        .find(|line| line.starts_with("VmRSS:"))
+        .expect("Linux says so");
+    line.split_whitespace()
+        .nth(1)
+        .and_then(|kib| kib.parse().ok())
+        .expect("a number")
+}
+
+#[test]
+fn ten_thousand_idle_connections_do_not_disturb() {
+    const IDLE: usize = 10_000;
+    raise_open_files_limit(IDLE as u64 + 2000);
+    let hub = Hub::start();
+    let median_of_packets = || {
+        let mut times: Vec<Duration> = (0..300)
+            .map(|_| {
+                let begun = Instant::now();
+                hub.good_packet_passes("idle connections");
+                begun.elapsed()
+            })
+            .collect();
+        times.sort_unstable();
+        times[times.len() / 2]
+    };
+    let alone = median_of_packets();
+    let memory_before = resident_kib(hub.node.pid());
+    let mut idle: Vec<Connection> = (0..IDLE)
+        .map(|number| {
+            let mut connection = hub.node.connection();
+            // Half of them never say a word, the others are kept alive after a request.
+            if number % 2 == 0 {
+                assert_eq!(
+                    connection
+                        .request("GET", "/", &[], b"")
+                        .expect("an answer")
+                        .status,
+                    200
+                );
+            }
+            connection
+        })
+        .collect();
+    let crowded = median_of_packets();
+    let memory = resident_kib(hub.node.pid()).saturating_sub(memory_before);
+    println!(
+        "median of a packet: {alone:?} alone, {crowded:?} with {IDLE} idle connections, {memory} KiB for them"
+    );
+    // Not a measurement, which this machine may spoil: a node that looks at every idle connection would be far off.
+    assert!(
+        crowded < alone * 10 + Duration::from_millis(20),
+        "{alone:?} alone, {crowded:?} in company"
+    );
+
+    for connection in idle.iter_mut().step_by(50) {
+        let prepare = Prepare::new("test.hub.bob", 1);
+        let answer = connection
+            .post("/accounts/alice/ilp", "alice-http", &prepare)
+            .expect("still open");
+        assert!(
+            answer.reply().fulfills(&prepare),
+            "an idle connection still serves"
+        );
+    }
+    drop(idle);
+    hub.good_packet_passes("ten thousand leave at once");
+}
+
+/// As many open files as the test needs, for this process and, by inheritance, for the node.
+fn raise_open_files_limit(needed: u64) {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: both calls read or write one rlimit, which lives on this stack.
+    unsafe {
+        assert_eq!(libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit), 0);
+        assert!(
+            limit.rlim_max >= needed,
+            "this test needs {needed} open files, the hard limit is {}",
+            limit.rlim_max
+        );
+        limit.rlim_cur = limit.rlim_cur.max(needed);
+        assert_eq!(libc::setrlimit(libc::RLIMIT_NOFILE, &limit), 0);
+    }
+}

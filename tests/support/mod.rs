@@ -1,0 +1,40 @@
+//! What the whole-connector tests share: a node in a process of its own, and peers that speak to it over sockets.
+//!
+//! The peers have their own codec ([`packet`], [`btp_peer`]), a second reading of the RFCs, so a mistake in the
+//! node's codec cannot hide behind the same mistake in its test. Leaves every claim about behaviour to the test files.
+//! Always: every wait has a limit ([`PATIENCE`]), and every random choice comes from a seed that is printed.
+
+#![allow(dead_code)] // every test file is a crate of its own and uses its part of this
+
+pub mod btp_peer;
+pub mod http;
+pub mod http_peer;
+pub mod hub;
+pub mod node;
+pub mod packet;
+pub mod party;
+pub mod random;
+pub mod raw_websocket;
+pub mod rule;
+
+use std::time::{Duration, Instant};
+
+/// How long a test waits for something that should happen at once, on a machine that is busy with other tests.
+pub const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Polls until `check` gives a value; panics with `what` after [`PATIENCE`].
+pub fn eventually<T>(what: &str, check: impl FnMut() -> Option<T>) -> T {
+    within(PATIENCE, what, check)
+}
+
+/// Polls until `check` gives a value; panics with `what` after `limit`.
+pub fn within<T>(limit: Duration, what: &str, mut check: impl FnMut() -> Option<T>) -> T {
+    let begun = Instant::now();
+    loop {
+        if let Some(value) = check() {
+            return value;
+        }
+        assert!(begun.elapsed() < limit, "not within {limit:?}: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
