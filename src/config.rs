@@ -1,12 +1,12 @@
 //! Configuration: command line, environment, standard input and a file become one checked [`Config`].
 //!
 //! Owns which source wins, the rules between options, and the help text. The options themselves are one table in
-//! [`options`], through which every source goes; reading the sources is [`sources`]'s. [`read`] is a function of what it
-//! is given, so it
-//! is tested without a process.
+//! [`options`], through which every source goes; reading the sources is [`sources`]'s. [`read`] is a function of what
+//! it is given, so it is tested without a process.
 //!
-//! Always: an option that nobody knows, or a value that breaks its rule, stops the start with a message that names option,
-//! source and rule; no message holds the value of a secret. Nothing below the connector knows the name of an option.
+//! Always: an option that nobody knows, or a value that breaks its rule, stops the start with a message that names
+//! option, source and rule; no message holds the value of a secret. Nothing below the connector knows the name of an
+//! option.
 
 mod options;
 pub mod sources;
@@ -86,10 +86,7 @@ impl fmt::Debug for Config {
         f.debug_struct("Config")
             .field("ilp_address", &self.ilp_address)
             .field("http_bind_address", &self.http_bind_address)
-            .field(
-                "settlement_api_bind_address",
-                &self.settlement_api_bind_address,
-            )
+            .field("settlement_api_bind_address", &self.settlement_api_bind_address)
             .field("data_dir", &self.data_dir)
             .field("shards", &self.shards)
             .field("log_filter", &self.log_filter)
@@ -109,16 +106,16 @@ pub enum Command {
 /// Why there is no configuration. The process ends with code 2.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum ConfigError {
-    #[error("{source_}: there is no option {option}; --help lists all")]
-    Unknown { option: String, source_: String },
-    #[error("{source_}: {option}: {rule}")]
+    #[error("{place}: there is no option {option}; --help lists all")]
+    Unknown { option: String, place: String },
+    #[error("{place}: {option}: {rule}")]
     Invalid {
         option: String,
-        source_: String,
+        place: String,
         rule: String,
     },
-    #[error("{source_}: {reason}")]
-    Unreadable { source_: String, reason: String },
+    #[error("{place}: {reason}")]
+    Unreadable { place: String, reason: String },
     /// What is wrong with the command line, and how it is used.
     #[error("{0}")]
     Usage(String),
@@ -127,10 +124,7 @@ pub enum ConfigError {
 /// Reads all sources. Where several name an option the first of these wins: command line, environment, standard input,
 /// file.
 pub fn read(sources: Sources<'_>) -> Result<Command, ConfigError> {
-    let arguments = sources
-        .arguments
-        .iter()
-        .map(|argument| with_underscores(argument));
+    let arguments = sources.arguments.iter().map(|argument| with_underscores(argument));
     let matches = match command_line().try_get_matches_from(arguments) {
         Ok(matches) => matches,
         Err(error) if error.use_stderr() => {
@@ -141,16 +135,11 @@ pub fn read(sources: Sources<'_>) -> Result<Command, ConfigError> {
         }
         Err(help_or_version) => return Ok(Command::Print(help_or_version.to_string())),
     };
-    let mut positional = matches
-        .get_many::<String>("FILE")
-        .unwrap_or_default()
-        .peekable();
+    let mut positional = matches.get_many::<String>("FILE").unwrap_or_default().peekable();
     let stdin_forced = positional.next_if(|first| *first == "-").is_some();
     let file = positional.next();
     if positional.next().is_some() {
-        return Err(ConfigError::Usage(
-            "expected one configuration file at most".to_owned(),
-        ));
+        return Err(ConfigError::Usage("expected one configuration file at most".to_owned()));
     }
 
     let mut given = Vec::new();
@@ -164,9 +153,7 @@ pub fn read(sources: Sources<'_>) -> Result<Command, ConfigError> {
         }
     }
     given.extend(sources::from_environment(&sources.environment));
-    if let Some(text) =
-        (sources.read_stdin)(stdin_forced).map_err(|reason| unreadable(&Source::Stdin, reason))?
-    {
+    if let Some(text) = (sources.read_stdin)(stdin_forced).map_err(|reason| unreadable(&Source::Stdin, reason))? {
         given.extend(sources::from_document(&text, Document::Stdin)?);
     }
     if let Some(path) = file {
@@ -189,7 +176,7 @@ pub fn read(sources: Sources<'_>) -> Result<Command, ConfigError> {
 
 fn unreadable(source: &Source, reason: String) -> ConfigError {
     ConfigError::Unreadable {
-        source_: source.to_string(),
+        place: source.to_string(),
         reason,
     }
 }
@@ -203,10 +190,7 @@ fn assemble(given: Vec<Given>) -> Result<Config, ConfigError> {
         if let Some(winner) = seen.iter().find(|winner| winner.name == option.name) {
             if winner.value != option.value {
                 let (winner, loser) = (&winner.source, &option.source);
-                warnings.push(format!(
-                    "{}: {winner} and {loser} differ; {winner} wins",
-                    option.name
-                ));
+                warnings.push(format!("{}: {winner} and {loser} differ; {winner} wins", option.name));
             }
             continue;
         }
@@ -221,12 +205,12 @@ fn assemble(given: Vec<Given>) -> Result<Config, ConfigError> {
         let Some(spec) = OPTIONS.iter().find(|spec| spec.name == option.name) else {
             return Err(ConfigError::Unknown {
                 option: option.name.clone(),
-                source_: option.source.to_string(),
+                place: option.source.to_string(),
             });
         };
         (spec.set)(&mut config, &option.value).map_err(|rule| ConfigError::Invalid {
             option: option.name.clone(),
-            source_: option.source.to_string(),
+            place: option.source.to_string(),
             rule,
         })?;
     }
@@ -239,12 +223,10 @@ fn assemble(given: Vec<Given>) -> Result<Config, ConfigError> {
 fn check_relations(config: &Config) -> Result<(), ConfigError> {
     let invalid = |option: &str, rule: &str| ConfigError::Invalid {
         option: option.to_owned(),
-        source_: "the configuration".to_owned(),
+        place: "the configuration".to_owned(),
         rule: rule.to_owned(),
     };
-    if config.http_bind_address == config.settlement_api_bind_address
-        && config.http_bind_address.port() != 0
-    {
+    if config.http_bind_address == config.settlement_api_bind_address && config.http_bind_address.port() != 0 {
         return Err(invalid(
             "settlement_api_bind_address",
             "is the same as http_bind_address",
@@ -309,18 +291,10 @@ mod tests {
     use super::*;
 
     /// What comes of command line, environment (`NAME=VALUE`, one per line), standard input and a file.
-    fn run(
-        arguments: &str,
-        environment: &str,
-        stdin: &str,
-        file: &str,
-    ) -> Result<Command, ConfigError> {
+    fn run(arguments: &str, environment: &str, stdin: &str, file: &str) -> Result<Command, ConfigError> {
         let program = std::iter::once("clearway");
         read(Sources {
-            arguments: program
-                .chain(arguments.split_whitespace())
-                .map(str::to_owned)
-                .collect(),
+            arguments: program.chain(arguments.split_whitespace()).map(str::to_owned).collect(),
             environment: environment
                 .lines()
                 .filter_map(|line| line.split_once('='))
@@ -358,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn every_source_sets_every_option_and_the_order_is_kept() {
+    fn every_placesets_every_option_and_the_order_is_kept() {
         let seed = "ab".repeat(32);
         for (name, value) in [
             ("ilp_address", "g.hub"),
@@ -381,12 +355,7 @@ mod tests {
             let upper = name.to_uppercase();
             let document = |text: &str| format!("{{\"{name}\": \"{text}\"}}");
             for (arguments, environment, stdin, file) in [
-                (
-                    format!("--{name}={value}"),
-                    String::new(),
-                    String::new(),
-                    String::new(),
-                ),
+                (format!("--{name}={value}"), String::new(), String::new(), String::new()),
                 (
                     format!("--{hyphens} {value}"),
                     String::new(),
@@ -412,12 +381,7 @@ mod tests {
                     format!("{name}: \"{value}\""),
                     String::new(),
                 ),
-                (
-                    "x.json".into(),
-                    String::new(),
-                    String::new(),
-                    document(value),
-                ),
+                ("x.json".into(), String::new(), String::new(), document(value)),
                 (
                     "x.yaml".into(),
                     String::new(),
@@ -442,18 +406,10 @@ mod tests {
                     String::new(),
                     format!("{name} = \"{value}\""),
                 ),
-                (
-                    "x".into(),
-                    String::new(),
-                    String::new(),
-                    format!("{name}: \"{value}\""),
-                ),
+                ("x".into(), String::new(), String::new(), format!("{name}: \"{value}\"")),
             ] {
                 let found = config(&arguments, &environment, &stdin, &file);
-                assert!(
-                    found == expected,
-                    "{arguments} {environment} {stdin} {file}"
-                );
+                assert!(found == expected, "{arguments} {environment} {stdin} {file}");
             }
         }
         let file = "shards: 1\necho: false";
@@ -499,16 +455,9 @@ mod tests {
             ("ILP_ADDRESS=g.one", "g.one"),
             ("ILP_ILP_ADDRESS=g.two", "g.two"),
             ("ILP_ILP_ADDRESS=g.two\nILP_ADDRESS=g.one", "g.one"),
-            (
-                "ILP_CLI_NODE_URL=http://x\nPATH=/bin\nILP_CLI_API_AUTH=x",
-                "local.host",
-            ),
+            ("ILP_CLI_NODE_URL=http://x\nPATH=/bin\nILP_CLI_API_AUTH=x", "local.host"),
         ] {
-            assert_eq!(
-                &*config("", environment, "", "").ilp_address,
-                address,
-                "{environment}"
-            );
+            assert_eq!(&*config("", environment, "", "").ilp_address, address, "{environment}");
         }
     }
 
@@ -518,20 +467,8 @@ mod tests {
         for (arguments, environment, stdin, file, message) in [
             ("--colour red", "", "", "", "unexpected argument '--colour'"),
             ("--shards", "", "", "", "a value is required for '--shards"),
-            (
-                "--shards 1 --shards 2",
-                "",
-                "",
-                "",
-                "cannot be used multiple times",
-            ),
-            (
-                "a.yaml b.yaml",
-                "",
-                "",
-                "x: 1",
-                "one configuration file at most",
-            ),
+            ("--shards 1 --shards 2", "", "", "", "cannot be used multiple times"),
+            ("a.yaml b.yaml", "", "", "x: 1", "one configuration file at most"),
             (
                 "--shards 0",
                 "",
@@ -553,20 +490,8 @@ mod tests {
                 "",
                 "the environment (ILP_COLOUR): there is no option colour",
             ),
-            (
-                "",
-                "",
-                "colour: red",
-                "",
-                "standard input: there is no option colour",
-            ),
-            (
-                "",
-                "",
-                "- a",
-                "",
-                "standard input: expected names and values",
-            ),
+            ("", "", "colour: red", "", "standard input: there is no option colour"),
+            ("", "", "- a", "", "standard input: expected names and values"),
             ("", "", "a: [", "", "standard input: "),
             (
                 "x.toml",
@@ -612,13 +537,7 @@ mod tests {
                 "",
                 "ilp_address: the schemes peer and self",
             ),
-            (
-                "--ilp_address hub",
-                "",
-                "",
-                "",
-                "ilp_address: an address begins with",
-            ),
+            ("--ilp_address hub", "", "", "", "ilp_address: an address begins with"),
             (
                 "--http_bind_address localhost:1",
                 "",
@@ -664,10 +583,7 @@ mod tests {
                 found.contains(message),
                 "{arguments} {environment} {stdin} {file}: {found}"
             );
-            assert!(
-                !found.contains("1234") && !found.contains("12zz"),
-                "{found}"
-            );
+            assert!(!found.contains("1234") && !found.contains("12zz"), "{found}");
         }
         assert!(
             config(
@@ -698,11 +614,7 @@ mod tests {
         for (arguments, parts) in [
             (
                 "--help",
-                &[
-                    "[default: 127.0.0.1:7770]",
-                    "--admin_auth_token <TOKEN>",
-                    "ILP_ADDRESS",
-                ][..],
+                &["[default: 127.0.0.1:7770]", "--admin_auth_token <TOKEN>", "ILP_ADDRESS"][..],
             ),
             ("-h --colour", &["--data_dir <FOLDER>"]),
             ("--version", &[env!("CARGO_PKG_VERSION")]),
@@ -734,11 +646,7 @@ mod tests {
             ("RUST_LOG=interledger_ccp=debug", "clearway=debug"),
             ("RUST_LOG=ilpx=debug", "ilpx=debug"),
         ] {
-            assert_eq!(
-                config("", environment, "", "").log_filter,
-                filter,
-                "{environment}"
-            );
+            assert_eq!(config("", environment, "", "").log_filter, filter, "{environment}");
         }
     }
 

@@ -47,7 +47,11 @@ const STOP_ASK_AGAIN: Duration = Duration::from_millis(10);
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectorError {
     #[error("{option}: the address {address} cannot be used: {error}")]
-    Bind { option: &'static str, address: SocketAddr, error: io::Error },
+    Bind {
+        option: &'static str,
+        address: SocketAddr,
+        error: io::Error,
+    },
     #[error("data_dir: {0}")]
     Store(#[from] OpenError),
     #[error(transparent)]
@@ -77,24 +81,32 @@ impl Connector {
     /// Starts a node; `progress` is told what is being done.
     pub fn start(config: &Config, keys: &Keys, progress: &mut dyn FnMut(&str)) -> Result<Self, ConnectorError> {
         check_kernel()?;
-        let bind = |option, address| {
-            listener::bind(address).map_err(|error| ConnectorError::Bind { option, address, error })
-        };
+        let bind =
+            |option, address| listener::bind(address).map_err(|error| ConnectorError::Bind { option, address, error });
         let (http_listener, http_address) = bind("http_bind_address", config.http_bind_address)?;
         let (settlement_listener, settlement_address) =
             bind("settlement_api_bind_address", config.settlement_api_bind_address)?;
 
         progress(&format!("opening the store in {}", config.data_dir.display()));
-        let mut store = RocksStore::open(&config.data_dir.join("store"), &keys.secret_seed)?;
+        let mut store = RocksStore::open(&config.data_dir.join(crate::keys::STORE_FOLDER), &keys.secret_seed)?;
         let book = store::recover(&mut store)?;
-        progress(&format!("the book adds up: {} accounts, {} assets", book.accounts.len(), book.assets.len()));
+        progress(&format!(
+            "the book adds up: {} accounts, {} assets",
+            book.accounts.len(),
+            book.assets.len()
+        ));
         let mut booked = vec![0; book.next_account_id as usize];
         for (account, balance) in &book.accounts {
             booked[account.id.index()] = *balance;
         }
-        let (writer, transfers) =
-            Writer::start(Box::new(store), &book, config.shards, config.durability, config.flush_interval)
-                .map_err(ConnectorError::Thread)?;
+        let (writer, transfers) = Writer::start(
+            Box::new(store),
+            &book,
+            config.shards,
+            config.durability,
+            config.flush_interval,
+        )
+        .map_err(ConnectorError::Thread)?;
 
         let mailboxes = (0..config.shards)
             .map(|_| Waker::new().map(Mailbox::new))
@@ -247,7 +259,10 @@ fn run_shard(id: u16, core: usize, setup: Setup, started: &Sender<Result<(), Con
         .make()
         // A machine that does not let us pin still runs.
         .or_else(|_| {
-            LocalExecutorBuilder::new(Placement::Unbound).io_memory(64 << 10).ring_depth(64).make()
+            LocalExecutorBuilder::new(Placement::Unbound)
+                .io_memory(64 << 10)
+                .ring_depth(64)
+                .make()
         });
     let executor = match executor {
         Ok(executor) => executor,
@@ -293,7 +308,10 @@ fn start_lookups(lookups: &Receiver<Lookup>) -> Result<(), ConnectorError> {
             .name(format!("clearway-names-{number}"))
             .spawn(move || {
                 for Lookup { host, port, respond } in lookups {
-                    let address = (host.as_str(), port).to_socket_addrs().ok().and_then(|mut all| all.next());
+                    let address = (host.as_str(), port)
+                        .to_socket_addrs()
+                        .ok()
+                        .and_then(|mut all| all.next());
                     respond(address);
                 }
             })

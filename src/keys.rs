@@ -15,6 +15,8 @@ use crate::config::{read_seed, read_token};
 
 /// The name of the seed's file in the data folder.
 pub const SEED_FILE: &str = "secret_seed";
+/// The name of the store's folder in the data folder. A store needs the seed it was begun with.
+pub const STORE_FOLDER: &str = "store";
 /// The name of the token's file in the data folder.
 pub const TOKEN_FILE: &str = "admin_auth_token";
 
@@ -54,6 +56,8 @@ pub enum KeysError {
         rule: String,
         option: &'static str,
     },
+    #[error("{path} is missing, and the store beside it was written under it: restore it, or configure secret_seed")]
+    SeedLost { path: PathBuf },
     #[error("the system gives no random bytes: {0}")]
     Random(getrandom::Error),
 }
@@ -77,7 +81,7 @@ pub fn load_or_create(
     let (secret_seed, seed_origin) = match secret_seed {
         Some(seed) => (seed, Origin::Configured),
         None => {
-            let (text, origin) = keep(data_dir, SEED_FILE, &mut warnings, || random_hex(32))?;
+            let (text, origin) = keep(data_dir, SEED_FILE, &mut warnings, || make_seed(data_dir))?;
             (
                 read_seed(&text).map_err(|rule| content_error(data_dir, SEED_FILE, rule))?,
                 origin,
@@ -147,10 +151,7 @@ fn read_line(path: &Path, warnings: &mut Vec<String>) -> io::Result<Option<Strin
         Err(error) => return Err(error),
     };
     if file.metadata()?.permissions().mode() & 0o077 != 0 {
-        warnings.push(format!(
-            "{} can be read by other users: chmod 600 it",
-            path.display()
-        ));
+        warnings.push(format!("{} can be read by other users: chmod 600 it", path.display()));
     }
     let mut text = String::new();
     file.take(KEY_BYTES_MAX).read_to_string(&mut text)?;
@@ -160,8 +161,7 @@ fn read_line(path: &Path, warnings: &mut Vec<String>) -> io::Result<Option<Strin
 /// Writes a file under another name, makes it durable, and gives it its name only then. Never replaces a file.
 fn create_whole(folder: &Path, name: &str, line: &str) -> io::Result<()> {
     let unfinished = folder.join(format!(".{name}.{}", std::process::id()));
-    let result =
-        write_line(&unfinished, line).and_then(|()| fs::hard_link(&unfinished, folder.join(name)));
+    let result = write_line(&unfinished, line).and_then(|()| fs::hard_link(&unfinished, folder.join(name)));
     // Whatever became of it, the second name goes; one that was never made is no error.
     let _ = fs::remove_file(&unfinished);
     result?;
@@ -171,13 +171,19 @@ fn create_whole(folder: &Path, name: &str, line: &str) -> io::Result<()> {
 fn write_line(path: &Path, line: &str) -> io::Result<()> {
     // What a process that was killed here may have left under our number.
     let _ = fs::remove_file(path);
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path)?;
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
     writeln!(file, "{line}")?;
     file.sync_all()
+}
+
+/// A new seed for a new store. A new one beside an old store would open nothing, and hide that the right one is lost.
+fn make_seed(data_dir: &Path) -> Result<String, KeysError> {
+    if data_dir.join(STORE_FOLDER).exists() {
+        return Err(KeysError::SeedLost {
+            path: data_dir.join(SEED_FILE),
+        });
+    }
+    random_hex(32)
 }
 
 fn random_hex(bytes: usize) -> Result<String, KeysError> {
@@ -195,8 +201,7 @@ mod tests {
 
     impl Folder {
         fn new(name: &str) -> Self {
-            let path =
-                std::env::temp_dir().join(format!("clearway-keys-{name}-{}", std::process::id()));
+            let path = std::env::temp_dir().join(format!("clearway-keys-{name}-{}", std::process::id()));
             let _ = fs::remove_dir_all(&path);
             Self(path)
         }
@@ -228,10 +233,7 @@ mod tests {
             "nothing unfinished is left"
         );
         let second = load_or_create(&folder.0, None, None).unwrap();
-        assert!(
-            first.secret_seed == second.secret_seed
-                && first.admin_auth_token == second.admin_auth_token
-        );
+        assert!(first.secret_seed == second.secret_seed && first.admin_auth_token == second.admin_auth_token);
         assert_eq!(second.token_origin, Origin::Kept(folder.0.join(TOKEN_FILE)));
         assert!(second.warnings.is_empty());
 
@@ -264,11 +266,7 @@ mod tests {
             match load_or_create(&folder.0, None, Some("token")) {
                 Ok(keys) => {
                     assert!(valid, "{content}");
-                    assert!(
-                        keys.warnings[0].contains("chmod 600"),
-                        "{:?}",
-                        keys.warnings
-                    );
+                    assert!(keys.warnings[0].contains("chmod 600"), "{:?}", keys.warnings);
                 }
                 Err(error) => {
                     assert!(!valid, "{content}");
@@ -288,17 +286,23 @@ mod tests {
     }
 
     #[test]
+    fn a_lost_seed_is_not_replaced() {
+        let folder = Folder::new("lost");
+        fs::create_dir_all(folder.0.join(STORE_FOLDER)).unwrap();
+        for _ in 0..2 {
+            let error = load_or_create(&folder.0, None, Some("token")).err().unwrap();
+            assert!(error.to_string().contains("secret_seed is missing"), "{error}");
+        }
+        assert!(load_or_create(&folder.0, Some([7; 32]), Some("token")).is_ok());
+    }
+
+    #[test]
     fn two_processes_agree() {
         let folder = Folder::new("race");
         fs::create_dir_all(&folder.0).unwrap();
         create_whole(&folder.0, TOKEN_FILE, "one").unwrap();
         let error = create_whole(&folder.0, TOKEN_FILE, "other").unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
-        assert_eq!(
-            &*load_or_create(&folder.0, None, None)
-                .unwrap()
-                .admin_auth_token,
-            "one"
-        );
+        assert_eq!(&*load_or_create(&folder.0, None, None).unwrap().admin_auth_token, "one");
     }
 }

@@ -1,14 +1,14 @@
 //! Clearway: a thread-per-core Interledger connector.
-pub mod wire;
-pub mod ledger;
-pub mod routing;
-pub mod pipeline;
-pub mod link;
-pub mod store;
-pub mod net;
-pub mod shard;
-pub mod control;
 pub mod api;
 pub mod config;
-pub mod keys;
 pub mod connector;
+pub mod control;
+pub mod keys;
+pub mod ledger;
+pub mod link;
+pub mod net;
+pub mod pipeline;
+pub mod routing;
+pub mod shard;
+pub mod store;
+pub mod wire;

@@ -47,12 +47,17 @@ fn main() -> ExitCode {
 
 fn run(config: &Config) -> Result<(), Box<dyn std::error::Error>> {
     let filter = EnvFilter::try_new(&config.log_filter)?;
-    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(false)
+        .init();
     // Our own mistake ends the process: a ledger that went on after a broken assertion could lie.
     let report = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
         report(panic);
-        let on_api_thread = std::thread::current().name().is_some_and(|name| name.starts_with("clearway-api"));
+        let on_api_thread = std::thread::current()
+            .name()
+            .is_some_and(|name| name.starts_with("clearway-api"));
         if !on_api_thread {
             std::process::abort();
         }
@@ -130,11 +135,13 @@ fn watch_signals() -> std::io::Result<Signals> {
     let (sender, first) = mpsc::channel();
     let mut signals = signal_hook::iterator::Signals::new([signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT])?;
     let counter = Arc::clone(&seen);
-    std::thread::Builder::new().name("clearway-signals".into()).spawn(move || {
-        for _ in signals.forever() {
-            counter.fetch_add(1, Ordering::Relaxed);
-            let _ = sender.send(());
-        }
-    })?;
+    std::thread::Builder::new()
+        .name("clearway-signals".into())
+        .spawn(move || {
+            for _ in signals.forever() {
+                counter.fetch_add(1, Ordering::Relaxed);
+                let _ = sender.send(());
+            }
+        })?;
     Ok(Signals { seen, first })
 }

@@ -20,32 +20,16 @@ fn violations_of_websocket_close_the_connection_with_their_code() {
     let hub = Hub::start();
     hub.node.add_account("mallory", &json!({}));
     let good = Frame::ilp(MESSAGE, 2, &Prepare::new("test.hub.bob", 1).encode()).encode();
-    let unmasked = [
-        &[0x82, 126, (good.len() >> 8) as u8, good.len() as u8],
-        &good[..],
-    ]
-    .concat();
+    let unmasked = [&[0x82, 126, (good.len() >> 8) as u8, good.len() as u8], &good[..]].concat();
     let masked_head = |first: u8, length: &[u8]| [&[first], length, &[1, 2, 3, 4]].concat();
     let table: [(&str, Vec<u8>, u16); 11] = [
         ("not masked", unmasked, 1002),
         ("a reserved bit", masked_head(0xc2, &[0x81]), 1002),
         ("a reserved opcode", masked_head(0x83, &[0x81]), 1002),
-        (
-            "a reserved control opcode",
-            masked_head(0x8b, &[0x80]),
-            1002,
-        ),
-        (
-            "a ping of 126 bytes",
-            masked_head(0x89, &[0x80 | 126, 0, 126]),
-            1002,
-        ),
+        ("a reserved control opcode", masked_head(0x8b, &[0x80]), 1002),
+        ("a ping of 126 bytes", masked_head(0x89, &[0x80 | 126, 0, 126]), 1002),
         ("a ping in fragments", masked_head(0x09, &[0x80]), 1002),
-        (
-            "a continuation of nothing",
-            masked_head(0x80, &[0x81]),
-            1002,
-        ),
+        ("a continuation of nothing", masked_head(0x80, &[0x80]), 1002),
         (
             "a length that is longer than needed",
             masked_head(0x82, &[0x80 | 126, 0, 5]),
@@ -75,11 +59,7 @@ fn violations_of_websocket_close_the_connection_with_their_code() {
                 RawWebSocket::open(&hub.node)
             };
             socket.send(bytes);
-            assert_eq!(
-                socket.close_code(),
-                *expected,
-                "{what}, authenticated: {authenticated}"
-            );
+            assert_eq!(socket.close_code(), *expected, "{what}, authenticated: {authenticated}");
             assert!(
                 socket.0.is_closed_within(PATIENCE),
                 "{what}, authenticated: {authenticated}"
@@ -110,9 +90,7 @@ fn text_and_unreadable_frames_are_ignored_up_to_a_limit() {
     };
     let frame = Frame::ilp(MESSAGE, 9, &Prepare::new("test.hub.bob", 1).encode()).encode();
     for round in 0..50 {
-        mallory
-            .send(Message::text("{\"method\": \"hello\"}"))
-            .expect("open");
+        mallory.send(Message::text("{\"method\": \"hello\"}")).expect("open");
         mallory.send(Message::text("")).expect("open");
         if round % 10 == 0 {
             works("after text");
@@ -153,10 +131,7 @@ fn a_btp_connection_begins_with_the_right_token_or_ends() {
     let prepare = Prepare::new("test.hub.bob", 1);
     let first_frames = [
         ("a wrong token", Frame::auth(5, Some("alice"), "guess")),
-        (
-            "a token of another kind",
-            Frame::auth(5, Some("alice"), "alice-http"),
-        ),
+        ("a token of another kind", Frame::auth(5, Some("alice"), "alice-http")),
         ("no token", Frame::new(MESSAGE, 5).with("auth", 0, b"")),
         ("a packet", Frame::ilp(MESSAGE, 5, &prepare.encode())),
         ("a RESPONSE", Frame::new(RESPONSE, 5)),
@@ -164,8 +139,7 @@ fn a_btp_connection_begins_with_the_right_token_or_ends() {
     for (what, frame) in first_frames {
         let mut socket = upgrade(hub.node.address(), "/ilp/btp");
         socket.send(Message::binary(frame.encode())).expect("open");
-        let answer =
-            next_frame(&mut socket).unwrap_or_else(|| panic!("{what}: closed without an ERROR"));
+        let answer = next_frame(&mut socket).unwrap_or_else(|| panic!("{what}: closed without an ERROR"));
         assert_eq!(
             (answer.kind, answer.request_id, answer.error_code.as_deref()),
             (ERROR, 5, Some("F00")),

@@ -21,11 +21,7 @@ fn malformed_prepares() -> Vec<(&'static str, Vec<u8>)> {
     let good = Prepare::new("test.hub.bob", 1);
     let bytes = good.encode();
     let content = 2; // type, and a length of one byte
-    assert_eq!(
-        usize::from(bytes[1]),
-        bytes.len() - content,
-        "the offsets below fit"
-    );
+    assert_eq!(usize::from(bytes[1]), bytes.len() - content, "the offsets below fit");
     let patched = |at: usize, with: &[u8]| {
         let mut patched = bytes.clone();
         patched[content + at..content + at + with.len()].copy_from_slice(with);
@@ -53,10 +49,7 @@ fn malformed_prepares() -> Vec<(&'static str, Vec<u8>)> {
             "a length of 2^63",
             [&[12, 0x88, 0x80][..], &[0; 7], &bytes[content..]].concat(),
         ),
-        (
-            "an indefinite length",
-            [&[12, 0x80][..], &bytes[content..]].concat(),
-        ),
+        ("an indefinite length", [&[12, 0x80][..], &bytes[content..]].concat()),
         ("month 13", patched(8, b"20261301000000000")),
         ("day 32", patched(8, b"20260132000000000")),
         ("letters in the expiry", patched(8, b"2026010100000000Z")),
@@ -121,10 +114,7 @@ fn malformed_packets_are_f01_over_btp() {
         }
     }
     let good = Prepare::new("test.hub.bob", 1);
-    assert!(
-        mallory.prepare(&good).fulfills(&good),
-        "on the same connection"
-    );
+    assert!(mallory.prepare(&good).fulfills(&good), "on the same connection");
     hub.good_packet_passes("malformed packets");
 }
 
@@ -152,16 +142,8 @@ fn wrong_credentials_are_401_and_too_many_429() {
         (ilp, &[("Authorization", "")], 401),
         (ilp, &[("Authorization", "XXXXXX alice-http")], 401),
         (ilp, &[("Authorization", "Basic !!!")], 401),
-        (
-            ilp,
-            &[("Authorization", "Bearer admin-token-of-the-tests")],
-            401,
-        ),
-        (
-            "/accounts/nobody/ilp",
-            &[("Authorization", "Bearer alice-http")],
-            401,
-        ),
+        (ilp, &[("Authorization", "Bearer admin-token-of-the-tests")], 401),
+        ("/accounts/nobody/ilp", &[("Authorization", "Bearer alice-http")], 401),
         (
             ilp,
             &[
@@ -184,44 +166,42 @@ fn wrong_credentials_are_401_and_too_many_429() {
             );
         }
     }
-    std::thread::sleep(Duration::from_millis(1100));
-    let mut statuses = Vec::new();
-    for _ in 0..20 {
-        let wrong = [("Authorization", "Bearer guess")];
-        let answer = hub
-            .node
-            .connection()
-            .request("POST", ilp, &wrong, &body)
-            .expect("an answer");
-        if answer.status == 429 {
-            assert!(answer.header("retry-after").is_some());
-        }
-        statuses.push(answer.status);
-    }
-    assert_eq!(statuses[..5], [401; 5], "five wrong guesses are told so");
-    assert_eq!(
-        statuses[19], 429,
-        "then guessing is slowed down: {statuses:?}"
-    );
+    hub.good_packet_passes("wrong credentials");
+}
 
-    // Another address has its own count, and the right token is right.
+#[test]
+fn guessing_tokens_is_slowed_down() {
+    let hub = Hub::start();
     let prepare = Prepare::new("test.hub.bob", 1);
-    let mut elsewhere = connection_from(Ipv4Addr::new(127, 0, 0, 2), hub.node.address());
-    assert!(
-        elsewhere
-            .post(ilp, "alice-http", &prepare)
-            .expect("an answer")
-            .reply()
-            .fulfills(&prepare)
-    );
-    std::thread::sleep(Duration::from_millis(1500));
-    hub.good_packet_passes("guessing");
+    let calls = [
+        ("GET", "/accounts/alice/balance", 3),
+        ("POST", "/accounts/alice/ilp", 4),
+        ("POST", "/ilp", 5),
+    ];
+    for (method, target, last_byte) in calls {
+        let guesser = Ipv4Addr::new(127, 0, 0, last_byte);
+        let wrong = [("Authorization", "Bearer alice:guess")];
+        let statuses: Vec<u16> = (0..20)
+            .map(|_| {
+                let mut connection = connection_from(guesser, hub.node.address());
+                let body = if method == "POST" { prepare.encode() } else { Vec::new() };
+                let answer = connection.request(method, target, &wrong, &body).expect("an answer");
+                assert_eq!(answer.status == 429, answer.header("retry-after").is_some(), "{target}");
+                answer.status
+            })
+            .collect();
+        assert_eq!(statuses[..5], [401; 5], "{target}: five wrong guesses are told so");
+        assert_eq!(
+            statuses[19], 429,
+            "{target}: then guessing is slowed down: {statuses:?}"
+        );
+        hub.good_packet_passes("somebody else's guesses");
+    }
 }
 
 /// Linux accepts any address of 127.0.0.0/8 as a source.
 fn connection_from(source: Ipv4Addr, node: SocketAddr) -> Connection {
-    let socket =
-        socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("a socket");
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("a socket");
     socket
         .bind(&SocketAddr::new(IpAddr::V4(source), 0).into())
         .expect("a loopback address");
@@ -235,13 +215,9 @@ fn connection_from(source: Ipv4Addr, node: SocketAddr) -> Connection {
 fn oversized_bodies_are_413_and_oversized_heads_431() {
     let hub = Hub::start();
     let bearer = "Authorization: Bearer alice-http\r\n";
-    let admin =
-        "Authorization: Bearer admin-token-of-the-tests\r\nContent-Type: application/json\r\n";
+    let admin = "Authorization: Bearer admin-token-of-the-tests\r\nContent-Type: application/json\r\n";
     let sized = |method: &str, target: &str, more: &str, length: u64| {
-        format!(
-            "{method} {target} HTTP/1.1\r\nHost: node\r\n{more}Content-Length: {length}\r\n\r\n"
-        )
-        .into_bytes()
+        format!("{method} {target} HTTP/1.1\r\nHost: node\r\n{more}Content-Length: {length}\r\n\r\n").into_bytes()
     };
     let mut in_chunks = format!(
         "POST /ilp HTTP/1.1\r\nHost: node\r\nAuthorization: Bearer alice:alice-http\r\n{}\r\n",
@@ -287,11 +263,7 @@ fn oversized_bodies_are_413_and_oversized_heads_431() {
         ("101 headers", request_with(&"X: x\r\n".repeat(101)), 431),
     ];
     for (what, bytes, expected) in table {
-        assert_eq!(
-            hub.status_of(&bytes),
-            (expected, true),
-            "{what}: status, and closed"
-        );
+        assert_eq!(hub.status_of(&bytes), (expected, true), "{what}: status, and closed");
         hub.good_packet_passes(what);
     }
     // The limits themselves are allowed.
@@ -313,9 +285,7 @@ fn request_with(lines: &str) -> Vec<u8> {
 fn attempts_to_smuggle_a_request_are_400_and_end_the_connection() {
     let hub = Hub::start();
     let post = |lines: &str, body: &str| {
-        format!(
-            "POST /ilp HTTP/1.1\r\nHost: node\r\nAuthorization: Bearer alice:alice-http\r\n{lines}\r\n{body}"
-        )
+        format!("POST /ilp HTTP/1.1\r\nHost: node\r\nAuthorization: Bearer alice:alice-http\r\n{lines}\r\n{body}")
     };
     let hidden = "GET / HTTP/1.1\r\nHost: node\r\n\r\n";
     let both = format!("Content-Length: {}\r\n{TE}", hidden.len() + 5);
@@ -323,10 +293,7 @@ fn attempts_to_smuggle_a_request_are_400_and_end_the_connection() {
         ("both lengths", post(&both, &format!("0\r\n\r\n{hidden}"))),
         (
             "both lengths, the other order",
-            post(
-                &format!("{TE}Content-Length: 5\r\n"),
-                &format!("0\r\n\r\n{hidden}"),
-            ),
+            post(&format!("{TE}Content-Length: 5\r\n"), &format!("0\r\n\r\n{hidden}")),
         ),
         (
             "two different lengths",
@@ -336,45 +303,18 @@ fn attempts_to_smuggle_a_request_are_400_and_end_the_connection() {
             "two equal lengths",
             post("Content-Length: 5\r\nContent-Length: 5\r\n", "hello"),
         ),
-        (
-            "a list of lengths",
-            post("Content-Length: 5, 5\r\n", "hello"),
-        ),
+        ("a list of lengths", post("Content-Length: 5, 5\r\n", "hello")),
         ("a signed length", post("Content-Length: +5\r\n", "hello")),
         ("a negative length", post("Content-Length: -5\r\n", "hello")),
-        (
-            "a hexadecimal length",
-            post("Content-Length: 0x5\r\n", "hello"),
-        ),
+        ("a hexadecimal length", post("Content-Length: 0x5\r\n", "hello")),
         ("an empty length", post("Content-Length: \r\n", "hello")),
-        (
-            "a folded header",
-            post("X: a\r\n b\r\nContent-Length: 5\r\n", "hello"),
-        ),
-        (
-            "a folded length",
-            post("Content-Length:\r\n 5\r\n", "hello"),
-        ),
-        (
-            "a line that ends in LF",
-            post("X: a\nContent-Length: 5\r\n", "hello"),
-        ),
-        (
-            "a head that ends in LF",
-            "GET / HTTP/1.1\nHost: node\n\n".to_owned(),
-        ),
-        (
-            "CR without LF",
-            post("X: a\rContent-Length: 5\r\n", "hello"),
-        ),
-        (
-            "NUL in a value",
-            post("X: a\0b\r\nContent-Length: 5\r\n", "hello"),
-        ),
-        (
-            "a space before the colon",
-            post("Content-Length : 5\r\n", "hello"),
-        ),
+        ("a folded header", post("X: a\r\n b\r\nContent-Length: 5\r\n", "hello")),
+        ("a folded length", post("Content-Length:\r\n 5\r\n", "hello")),
+        ("a line that ends in LF", post("X: a\nContent-Length: 5\r\n", "hello")),
+        ("a head that ends in LF", "GET / HTTP/1.1\nHost: node\n\n".to_owned()),
+        ("CR without LF", post("X: a\rContent-Length: 5\r\n", "hello")),
+        ("NUL in a value", post("X: a\0b\r\nContent-Length: 5\r\n", "hello")),
+        ("a space before the colon", post("Content-Length : 5\r\n", "hello")),
         (
             "a space before the first header",
             format!("GET / HTTP/1.1\r\n Host: node\r\n\r\n{hidden}"),
@@ -397,21 +337,15 @@ fn attempts_to_smuggle_a_request_are_400_and_end_the_connection() {
             post("Transfer-Encoding: \x0bchunked\r\n", "0\r\n\r\n"),
         ),
         (
-            "gzip, then chunked",
+            "chunked over an unknown coding",
             post("Transfer-Encoding: gzip, chunked\r\n", "0\r\n\r\n"),
         ),
         (
             "chunked in HTTP/1.0",
             post(TE, "0\r\n\r\n").replace("HTTP/1.1", "HTTP/1.0"),
         ),
-        (
-            "a chunk size with a sign",
-            post(TE, "+5\r\nhello\r\n0\r\n\r\n"),
-        ),
-        (
-            "a chunk size with 0x",
-            post(TE, "0x5\r\nhello\r\n0\r\n\r\n"),
-        ),
+        ("a chunk size with a sign", post(TE, "+5\r\nhello\r\n0\r\n\r\n")),
+        ("a chunk size with 0x", post(TE, "0x5\r\nhello\r\n0\r\n\r\n")),
         (
             "a chunk size beyond 64 bits",
             post(TE, "10000000000000005\r\nhello\r\n0\r\n\r\n"),
@@ -423,10 +357,7 @@ fn attempts_to_smuggle_a_request_are_400_and_end_the_connection() {
             "two Hosts",
             "GET / HTTP/1.1\r\nHost: node\r\nHost: other\r\n\r\n".to_owned(),
         ),
-        (
-            "two spaces",
-            "GET  / HTTP/1.1\r\nHost: node\r\n\r\n".to_owned(),
-        ),
+        ("two spaces", "GET  / HTTP/1.1\r\nHost: node\r\n\r\n".to_owned()),
         ("no version", "GET /\r\nHost: node\r\n\r\n".to_owned()),
         (
             "a control byte in the target",
@@ -437,31 +368,25 @@ fn attempts_to_smuggle_a_request_are_400_and_end_the_connection() {
             "\x16\x03\x01\x02\x00\x01\x00\x01\x7c\x03\x03 a TLS hello\r\n\r\n".to_owned(),
         ),
     ];
+    let mut wrong = Vec::new();
     for (what, request) in table {
         // One answer, and nothing for what was hidden behind.
         let mut connection = hub.node.connection();
         let _ = connection.send(request.as_bytes());
-        let answer = connection
-            .answer()
-            .unwrap_or_else(|error| panic!("{what}: {error}"));
-        assert_eq!(answer.status, 400, "{what}");
+        let answer = connection.answer().unwrap_or_else(|error| panic!("{what}: {error}"));
+        // RFC 9112, section 6.1: a coding that nobody knows may also be answered with 501.
+        if answer.status != 400 && !(what.ends_with("coding") && answer.status == 501) {
+            wrong.push((what, answer.status));
+        }
         let closed_by = connection.answer().expect_err(what);
         assert!(
-            matches!(
-                closed_by.kind(),
-                ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset
-            ),
+            matches!(closed_by.kind(), ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset),
             "{what}: a second answer, or left open: {closed_by}"
         );
     }
-    assert_eq!(
-        hub.status_of(b"GET / HTTP/2.0\r\nHost: node\r\n\r\n"),
-        (505, true)
-    );
-    assert_eq!(
-        hub.status_of(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"),
-        (505, true)
-    );
+    assert_eq!(wrong, [], "each is a 400");
+    assert_eq!(hub.status_of(b"GET / HTTP/2.0\r\nHost: node\r\n\r\n"), (505, true));
+    assert_eq!(hub.status_of(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"), (505, true));
     hub.good_packet_passes("smuggling");
     expect_balance(&hub.node.api(), "alice", -1);
 }

@@ -90,8 +90,7 @@ fn send_over_http(mut connection: Connection, mut random: Random, seen: &Seen, s
     while !stop.load(Ordering::SeqCst) {
         let (receiver, prepare) = next_packet(&mut random);
         seen.note_sent(0, prepare.amount);
-        let Ok(answer) = connection.post("/accounts/from_http/ilp", "from_http-http", &prepare)
-        else {
+        let Ok(answer) = connection.post("/accounts/from_http/ilp", "from_http-http", &prepare) else {
             return;
         };
         if answer.status == 200 && answer.reply().fulfills(&prepare) {
@@ -138,11 +137,7 @@ fn read_book(node: &Node) -> Vec<i128> {
     let accounts = SENDERS.iter().chain(&RECEIVERS);
     accounts
         .map(|username| {
-            assert_eq!(
-                api.held(username),
-                0,
-                "{username}: after a start nothing is in flight"
-            );
+            assert_eq!(api.held(username), 0, "{username}: after a start nothing is in flight");
             api.balance(username)
         })
         .collect()
@@ -156,10 +151,7 @@ struct Bench {
 
 impl Bench {
     fn start(arguments: &[&str]) -> Self {
-        let arguments = arguments
-            .iter()
-            .map(|&argument| argument.to_owned())
-            .collect();
+        let arguments = arguments.iter().map(|&argument| argument.to_owned()).collect();
         let node = Node::start_with(Options {
             shards: 2,
             arguments,
@@ -170,10 +162,7 @@ impl Bench {
         for sender in SENDERS {
             node.add_account(sender, &json!({}));
         }
-        node.add_account(
-            "to_http",
-            &json!({"ilp_over_http_url": http_receiver.url()}),
-        );
+        node.add_account("to_http", &json!({"ilp_over_http_url": http_receiver.url()}));
         node.add_account("to_btp", &json!({}));
         let dialled = json!({
             "ilp_over_btp_url": dialled_receiver.url("btp+ws"),
@@ -241,11 +230,7 @@ fn no_acknowledged_fulfill_is_lost_and_nothing_is_invented() {
         bench.node.set_shards(random.between(1, 3) as usize);
         bench.node.run();
         let after = read_book(&bench.node);
-        let change: Vec<i128> = after
-            .iter()
-            .zip(&book)
-            .map(|(after, before)| after - before)
-            .collect();
+        let change: Vec<i128> = after.iter().zip(&book).map(|(after, before)| after - before).collect();
         println!(
             "round {round}: {} packets acknowledged, changes {change:?}",
             read(&seen.packets)
@@ -286,12 +271,7 @@ fn no_acknowledged_fulfill_is_lost_and_nothing_is_invented() {
 
     // And a graceful stop changes nothing at all.
     bench.node.terminate();
-    assert!(
-        bench
-            .node
-            .exit_status_within(Duration::from_secs(40))
-            .success()
-    );
+    assert!(bench.node.exit_status_within(Duration::from_secs(40)).success());
     bench.node.run();
     assert_eq!(read_book(&bench.node), book);
 }

@@ -46,11 +46,7 @@ fn every_form_of_the_token_works_on_both_paths() {
         ("/ilp", "Bearer ALICE:alice-http", 200),
         ("/ilp", alice_basic, 200),
         ("/accounts/carol_2/ilp", "Bearer pass:word and more", 200),
-        (
-            "/accounts/carol_2/ilp",
-            "Bearer carol_2:pass:word and more",
-            200,
-        ),
+        ("/accounts/carol_2/ilp", "Bearer carol_2:pass:word and more", 200),
         ("/ilp", "Bearer carol_2:pass:word and more", 200),
         ("/ilp", carol_basic, 200),
         ("/accounts/carol_2/ilp", "Bearer pass", 401),
@@ -67,14 +63,8 @@ fn every_form_of_the_token_works_on_both_paths() {
             .expect("an answer");
         assert_eq!(answer.status, expected, "{target} {authorization}");
         if expected == 200 {
-            assert!(
-                answer.reply().fulfills(&prepare),
-                "{target} {authorization}"
-            );
-            assert_eq!(
-                answer.header("content-type"),
-                Some("application/octet-stream")
-            );
+            assert!(answer.reply().fulfills(&prepare), "{target} {authorization}");
+            assert_eq!(answer.header("content-type"), Some("application/octet-stream"));
         }
     }
     expect_balance(&node.api(), "bob", 15);
@@ -85,22 +75,15 @@ fn a_connection_is_kept_and_takes_pipelined_requests_in_order() {
     let node = Node::with_shards(2);
     node.add_account("alice", &json!({}));
     // Later packets are answered sooner, yet answers keep the order of the requests.
-    let rule = Rule::new(|prepare| {
-        Answer::Fulfill.after(Duration::from_millis(200 - 10 * prepare.amount))
-    });
+    let rule = Rule::new(|prepare| Answer::Fulfill.after(Duration::from_millis(200 - 10 * prepare.amount)));
     let _bob = Party::join(&node, "bob", Via::BtpToNode, rule, &json!({}));
     let mut connection = node.connection();
     for round in 0..3 {
-        let prepares: Vec<Prepare> = (1..=20)
-            .map(|amount| Prepare::new("test.hub.bob", amount))
-            .collect();
+        let prepares: Vec<Prepare> = (1..=20).map(|amount| Prepare::new("test.hub.bob", amount)).collect();
         let mut requests = Vec::new();
         for (number, prepare) in prepares.iter().enumerate() {
             let body = prepare.encode();
-            let bearer = [
-                ("Authorization", "Bearer alice-http"),
-                ("Transfer-Encoding", "chunked"),
-            ];
+            let bearer = [("Authorization", "Bearer alice-http"), ("Transfer-Encoding", "chunked")];
             if number % 3 == 0 {
                 let head = request_bytes("POST", "/accounts/alice/ilp", &bearer, b"");
                 let head = String::from_utf8(head)
@@ -109,12 +92,7 @@ fn a_connection_is_kept_and_takes_pipelined_requests_in_order() {
                 requests.extend_from_slice(head.as_bytes());
                 requests.extend(chunked(&body, 50));
             } else {
-                requests.extend(request_bytes(
-                    "POST",
-                    "/accounts/alice/ilp",
-                    &bearer[..1],
-                    &body,
-                ));
+                requests.extend(request_bytes("POST", "/accounts/alice/ilp", &bearer[..1], &body));
             }
         }
         requests.extend(request_bytes("GET", "/", &[], b""));
@@ -130,10 +108,7 @@ fn a_connection_is_kept_and_takes_pipelined_requests_in_order() {
                 prepare.amount
             );
         }
-        assert_eq!(
-            connection.answer().expect("and to the last").json()["status"],
-            "Ready"
-        );
+        assert_eq!(connection.answer().expect("and to the last").json()["status"], "Ready");
     }
     expect_balance(&node.api(), "alice", -3 * 210);
 }
@@ -145,18 +120,12 @@ fn connections_end_as_http_says() {
     let body = prepare.encode();
 
     let mut connection = node.connection();
-    let headers = [
-        ("Authorization", "Bearer alice-http"),
-        ("Connection", "close"),
-    ];
+    let headers = [("Authorization", "Bearer alice-http"), ("Connection", "close")];
     let answer = connection
         .request("POST", "/accounts/alice/ilp", &headers, &body)
         .expect("an answer");
     assert!(answer.reply().fulfills(&prepare));
-    assert!(
-        connection.is_closed_within(Duration::from_secs(2)),
-        "Connection: close"
-    );
+    assert!(connection.is_closed_within(Duration::from_secs(2)), "Connection: close");
 
     let mut connection = node.connection();
     let head = format!(
@@ -166,13 +135,7 @@ fn connections_end_as_http_says() {
     connection
         .send(&[head.as_bytes(), &body].concat())
         .expect("the connection is open");
-    assert!(
-        connection
-            .answer()
-            .expect("an answer")
-            .reply()
-            .fulfills(&prepare)
-    );
+    assert!(connection.answer().expect("an answer").reply().fulfills(&prepare));
     assert!(
         connection.is_closed_within(Duration::from_secs(2)),
         "HTTP/1.0 without keep-alive"
@@ -183,13 +146,7 @@ fn connections_end_as_http_says() {
     let request = request_bytes("POST", "/accounts/alice/ilp", &headers[..1], &body);
     connection.send(&request).expect("the connection is open");
     connection.end_sending();
-    assert!(
-        connection
-            .answer()
-            .expect("an answer")
-            .reply()
-            .fulfills(&prepare)
-    );
+    assert!(connection.answer().expect("an answer").reply().fulfills(&prepare));
     assert!(
         connection.is_closed_within(Duration::from_secs(2)),
         "the peer has ended"
@@ -201,18 +158,10 @@ fn connections_end_as_http_says() {
          Expect: 100-continue\r\nContent-Length: {}\r\n\r\n",
         body.len()
     );
-    connection
-        .send(head.as_bytes())
-        .expect("the connection is open");
+    connection.send(head.as_bytes()).expect("the connection is open");
     assert_eq!(connection.answer().expect("an answer").status, 100);
     connection.send(&body).expect("the connection is open");
-    assert!(
-        connection
-            .answer()
-            .expect("an answer")
-            .reply()
-            .fulfills(&prepare)
-    );
+    assert!(connection.answer().expect("an answer").reply().fulfills(&prepare));
     assert!(
         connection
             .post("/accounts/alice/ilp", "alice-http", &prepare)
@@ -252,9 +201,7 @@ fn other_methods_and_paths_are_refused_and_the_connection_lives() {
     ];
     for (method, target, expected) in table {
         let headers = [("Authorization", "Bearer alice-http")];
-        let answer = connection
-            .request(method, target, &headers, b"x")
-            .expect("an answer");
+        let answer = connection.request(method, target, &headers, b"x").expect("an answer");
         assert_eq!(answer.status, expected, "{method} {target}");
         assert_eq!(
             answer.header("content-type"),
@@ -371,56 +318,34 @@ fn the_node_keeps_its_connections_to_a_peer() {
         (node, alice, bob)
     };
     for _ in 0..50 {
-        assert_eq!(
-            alice.pay(&Prepare::new("test.hub.bob", 1)).code(),
-            "fulfill"
-        );
+        assert_eq!(alice.pay(&Prepare::new("test.hub.bob", 1)).code(), "fulfill");
     }
     assert_eq!(
         bob.http_peer().connections(),
         1,
         "one packet after another needs one connection"
     );
-    assert_eq!(
-        bob.http_peer().authorization().as_deref(),
-        Some("Bearer from-the-node")
-    );
+    assert_eq!(bob.http_peer().authorization().as_deref(), Some("Bearer from-the-node"));
 
     // A peer may close what is idle; that costs no packet.
     for _ in 0..5 {
         bob.http_peer().close_connections();
         std::thread::sleep(Duration::from_millis(100));
-        assert_eq!(
-            alice.pay(&Prepare::new("test.hub.bob", 1)).code(),
-            "fulfill"
-        );
+        assert_eq!(alice.pay(&Prepare::new("test.hub.bob", 1)).code(), "fulfill");
     }
     expect_balance(&node.api(), "bob", 55);
 
     // A new token is used for the next packet.
-    node.api().put(
-        "/accounts/bob",
-        &json!({"ilp_over_http_outgoing_token": "another"}),
-    );
-    assert_eq!(
-        alice.pay(&Prepare::new("test.hub.bob", 1)).code(),
-        "fulfill"
-    );
-    assert_eq!(
-        bob.http_peer().authorization().as_deref(),
-        Some("Bearer another")
-    );
+    node.api()
+        .put("/accounts/bob", &json!({"ilp_over_http_outgoing_token": "another"}));
+    assert_eq!(alice.pay(&Prepare::new("test.hub.bob", 1)).code(), "fulfill");
+    assert_eq!(bob.http_peer().authorization().as_deref(), Some("Bearer another"));
 
     // So is a new address, path and query included.
     let elsewhere = support::http_peer::HttpPeer::start(Rule::fulfill());
-    node.api().put(
-        "/accounts/bob",
-        &json!({"ilp_over_http_url": elsewhere.url()}),
-    );
-    assert_eq!(
-        alice.pay(&Prepare::new("test.hub.bob", 1)).code(),
-        "fulfill"
-    );
+    node.api()
+        .put("/accounts/bob", &json!({"ilp_over_http_url": elsewhere.url()}));
+    assert_eq!(alice.pay(&Prepare::new("test.hub.bob", 1)).code(), "fulfill");
     assert_eq!(elsewhere.rule.received().len(), 1);
 }
 
@@ -432,19 +357,12 @@ fn packets_to_a_slow_peer_wait_side_by_side() {
     let _bob = Party::join(&node, "bob", Via::Http, rule, &json!({}));
     let begun = Instant::now();
     let waiting: Vec<_> = (0..32)
-        .map(|_| {
-            alice
-                .btp_peer()
-                .start_prepare(&Prepare::new("test.hub.bob", 1))
-        })
+        .map(|_| alice.btp_peer().start_prepare(&Prepare::new("test.hub.bob", 1)))
         .collect();
     for reply in waiting {
         let reply = reply.recv_timeout(support::PATIENCE).expect("an answer");
         assert!(
-            matches!(
-                reply,
-                support::btp_peer::BtpReply::Packet(Reply::Fulfill { .. })
-            ),
+            matches!(reply, support::btp_peer::BtpReply::Packet(Reply::Fulfill { .. })),
             "{reply:?}"
         );
     }
@@ -504,19 +422,12 @@ fn a_peer_may_frame_its_answers_as_http_allows() {
     let _bob = Party::join(&node, "bob", Via::Http, rule, &json!({}));
     for amount in 0..=10 {
         let prepare = Prepare::new("test.hub.bob", amount);
-        assert_eq!(
-            prepare.fulfilled().encode().len(),
-            39,
-            "the lengths above fit"
-        );
+        assert_eq!(prepare.fulfilled().encode().len(), 39, "the lengths above fit");
         let reply = alice.pay(&prepare);
         if amount <= 4 {
             assert!(reply.fulfills(&prepare), "case {amount}: {reply:?}");
         } else {
-            assert!(
-                ["T00", "T01"].contains(&reply.code()),
-                "case {amount}: {reply:?}"
-            );
+            assert!(["T00", "T01"].contains(&reply.code()), "case {amount}: {reply:?}");
         }
         let good = Prepare::new("test.hub.bob", 0);
         assert!(alice.pay(&good).fulfills(&good), "after case {amount}");
@@ -582,8 +493,7 @@ fn changes_of_an_account_hold_at_once() {
 #[test]
 fn many_connections_of_one_account_share_its_balance() {
     let (node, bob) = hub();
-    node.api()
-        .put("/accounts/alice", &json!({"min_balance": -500}));
+    node.api().put("/accounts/alice", &json!({"min_balance": -500}));
     let start = Barrier::new(16);
     let fulfilled: usize = std::thread::scope(|scope| {
         let clients: Vec<_> = (0..16)

@@ -54,9 +54,7 @@ fn scripts() -> &'static Path {
             .current_dir(&folder)
             .stdin(Stdio::null())
             .output();
-        let npm = npm.unwrap_or_else(|error| {
-            panic!("npm cannot be run ({error}): install Node.js 18 or later")
-        });
+        let npm = npm.unwrap_or_else(|error| panic!("npm cannot be run ({error}): install Node.js 18 or later"));
         assert!(
             npm.status.success(),
             "npm ci failed: {}",
@@ -83,9 +81,7 @@ impl Script {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
-            .unwrap_or_else(|error| {
-                panic!("node cannot be run ({error}): install Node.js 18 or later")
-            });
+            .unwrap_or_else(|error| panic!("node cannot be run ({error}): install Node.js 18 or later"));
         let stdout = child.stdout.take().expect("standard output is a pipe");
         let (sender, lines) = channel();
         std::thread::spawn(move || {
@@ -117,8 +113,7 @@ impl Script {
 
     fn answer(&mut self) -> Value {
         let line = self.line();
-        let answer: Value =
-            serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line}"));
+        let answer: Value = serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line}"));
         assert_eq!(answer["error"], Value::Null, "{}", answer["error"]);
         answer
     }
@@ -131,9 +126,7 @@ impl Script {
 
     /// Sends one packet; what the script says of the reply.
     fn send(&mut self, destination: &str, amount: u64) -> Value {
-        self.ask(
-            &json!({"command": "send", "destination": destination, "amount": amount.to_string()}),
-        )
+        self.ask(&json!({"command": "send", "destination": destination, "amount": amount.to_string()}))
     }
 
     fn received(&mut self) -> Vec<Value> {
@@ -154,10 +147,7 @@ impl Drop for Script {
 /// A port that was free a moment ago.
 fn free_port() -> u16 {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
-    listener
-        .local_addr()
-        .expect("a bound socket has an address")
-        .port()
+    listener.local_addr().expect("a bound socket has an address").port()
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -185,12 +175,7 @@ fn our_encodings_are_those_of_ilp_packet() {
     for (amount, expires_ms, destination, length) in [
         (0, 1, "g.a", 0),
         (1, 1_767_607_872_131, "test.hub.alice", 1),
-        (
-            9_007_199_254_740_993,
-            1_709_251_199_999,
-            "private.x_y~z-9",
-            62,
-        ),
+        (9_007_199_254_740_993, 1_709_251_199_999, "private.x_y~z-9", 62),
         (u64::MAX, 253_402_300_799_999, "example.a.b.c", 127),
         (1_000, 951_782_400_000, "local.host.bob", 128),
         (u64::MAX - 1, 1_767_607_872_000, long_address.as_str(), 255),
@@ -253,15 +238,8 @@ fn our_encodings_are_those_of_ilp_packet() {
     for (number, (bytes, expected)) in ours.iter().enumerate() {
         let theirs = &read["packets"][number];
         assert_eq!(theirs["type"], expected["type"]);
-        assert_eq!(
-            theirs["fields"], expected["fields"],
-            "they read what we wrote"
-        );
-        assert_eq!(
-            theirs["again"],
-            json!(hex(bytes)),
-            "and write the same bytes"
-        );
+        assert_eq!(theirs["fields"], expected["fields"], "they read what we wrote");
+        assert_eq!(theirs["again"], json!(hex(bytes)), "and write the same bytes");
         let their_bytes = unhex(&written["packets"][number]);
         assert_eq!(hex(&their_bytes), hex(bytes), "from the same fields");
         assert_eq!(
@@ -285,8 +263,7 @@ fn fields_as_we_read_them(bytes: &[u8]) -> Value {
     }
     match wire::Reply::parse(bytes).expect("a packet") {
         wire::Reply::Fulfill(fulfill) => {
-            let fields =
-                json!({"fulfillment": hex(fulfill.fulfillment()), "data": hex(fulfill.data())});
+            let fields = json!({"fulfillment": hex(fulfill.fulfillment()), "data": hex(fulfill.data())});
             json!({"type": 13, "fields": fields})
         }
         wire::Reply::Reject(reject) => {
@@ -316,10 +293,7 @@ fn exercise(node: &Node, script: &mut Script, username: &str) -> Party {
     assert_eq!(sent["reply"]["data"], json!(hex(b"paid")));
     let arrived = partner.rule.received_one();
     assert_eq!(json!(arrived.amount.to_string()), sent["prepare"]["amount"]);
-    assert_eq!(
-        json!(hex(&arrived.condition)),
-        sent["prepare"]["executionCondition"]
-    );
+    assert_eq!(json!(hex(&arrived.condition)), sent["prepare"]["executionCondition"]);
     assert_eq!(json!(hex(&arrived.data)), sent["prepare"]["data"]);
     let expires_at = Timestamp::from_millis(arrived.expires_at + 1000).to_rfc3339();
     assert_eq!(
@@ -336,10 +310,7 @@ fn exercise(node: &Node, script: &mut Script, username: &str) -> Party {
     let received = script.received().pop().expect("it arrived");
     assert_eq!(received["amount"], "400");
     assert_eq!(received["destination"], json!(to_script));
-    assert_eq!(
-        received["executionCondition"],
-        json!(hex(&prepare.condition))
-    );
+    assert_eq!(received["executionCondition"], json!(hex(&prepare.condition)));
     assert_eq!(
         received["expiresAt"],
         json!(Timestamp::from_millis(prepare.expires_at - 1000).to_rfc3339())
@@ -357,10 +328,8 @@ fn exercise(node: &Node, script: &mut Script, username: &str) -> Party {
         (&json!(false), &json!("F02"))
     );
     assert_eq!(refused["reply"]["triggeredBy"], "test.hub");
-    node.api().put(
-        &format!("/accounts/{username}"),
-        &json!({"max_packet_amount": 2000}),
-    );
+    node.api()
+        .put(&format!("/accounts/{username}"), &json!({"max_packet_amount": 2000}));
     let refused = script.send(&to_partner, 2001);
     let maximum = [2001_u64.to_be_bytes(), 2000_u64.to_be_bytes()].concat();
     assert_eq!(
@@ -368,9 +337,7 @@ fn exercise(node: &Node, script: &mut Script, username: &str) -> Party {
         (&json!("F08"), &json!(hex(&maximum)))
     );
 
-    let many = script.ask(
-        &json!({"command": "sendMany", "destination": to_partner, "amount": "1", "count": 200}),
-    );
+    let many = script.ask(&json!({"command": "sendMany", "destination": to_partner, "amount": "1", "count": 200}));
     assert_eq!(many["paid"], 200);
     expect_balance(&node.api(), username, -800);
     expect_balance(&node.api(), &partner.username, 800);
@@ -382,10 +349,7 @@ fn exercise(node: &Node, script: &mut Script, username: &str) -> Party {
 fn ilp_plugin_btp_as_client_of_our_server() {
     let node = Node::with_shards(2);
     let address = node.address();
-    for (username, path) in [
-        ("by_path", "/accounts/by_path/ilp/btp"),
-        ("by_name", "/ilp/btp"),
-    ] {
+    for (username, path) in [("by_path", "/accounts/by_path/ilp/btp"), ("by_name", "/ilp/btp")] {
         node.add_account(username, &json!({}));
         let server = format!("btp+ws://{username}:{username}-btp@{address}{path}");
         let mut script = Script::peer(&["btp-client", &server]);
@@ -393,14 +357,9 @@ fn ilp_plugin_btp_as_client_of_our_server() {
 
         // Replaced by another connection of the same account, which the first one then tries to replace again.
         let rival = BtpPeer::connect(address, username, Rule::fulfill());
-        within(
-            SCRIPT_LIMIT,
-            "the old connection ends or takes over",
-            || {
-                (script.send(&format!("test.hub.partner_of_{username}"), 1)["paid"] == true)
-                    .then_some(())
-            },
-        );
+        within(SCRIPT_LIMIT, "the old connection ends or takes over", || {
+            (script.send(&format!("test.hub.partner_of_{username}"), 1)["paid"] == true).then_some(())
+        });
         drop(rival);
     }
 }
@@ -442,13 +401,7 @@ fn ilp_plugin_http_as_sender_and_receiver() {
     });
     node.add_account("plugin", &fields);
     let url = format!("http://{}/accounts/plugin/ilp", node.address());
-    let mut script = Script::peer(&[
-        "http",
-        &port.to_string(),
-        &url,
-        "what they know",
-        "plugin-http",
-    ]);
+    let mut script = Script::peer(&["http", &port.to_string(), &url, "what they know", "plugin-http"]);
     let partner = exercise(&node, &mut script, "plugin");
 
     node.api().put(
@@ -476,21 +429,14 @@ fn ilp_plugin_btp_pays_ilp_plugin_btp() {
     node.add_account("bob", &fields);
     let server = format!("btp+ws://alice:alice-btp@{}/ilp/btp", node.address());
     let mut dialling = Script::peer(&["btp-client", &server]);
-    for (script, destination) in [
-        (&mut dialling, "test.hub.bob"),
-        (&mut dialled, "test.hub.alice.wallet"),
-    ] {
-        let command =
-            json!({"command": "sendMany", "destination": destination, "amount": "3", "count": 300});
+    for (script, destination) in [(&mut dialling, "test.hub.bob"), (&mut dialled, "test.hub.alice.wallet")] {
+        let command = json!({"command": "sendMany", "destination": destination, "amount": "3", "count": 300});
         assert_eq!(script.ask(&command)["paid"], 300, "to {destination}");
         let largest = json!({"command": "send", "destination": destination, "amount": "1", "dataBytes": 32_767});
         assert_eq!(script.ask(&largest)["paid"], true, "to {destination}");
     }
     expect_balance(&node.api(), "alice", 0);
-    assert_eq!(
-        (dialling.received().len(), dialled.received().len()),
-        (301, 301)
-    );
+    assert_eq!((dialling.received().len(), dialled.received().len()), (301, 301));
 }
 
 /// The walk-through of the README, with its own scripts: a packet from alice over HTTP to bob over BTP, and back.
@@ -510,28 +456,18 @@ fn the_walk_through_works() {
     let address = node.address();
     let mut bob = Script::start(
         "receive.js",
-        &[&format!(
-            "btp+ws://bob:bob-pw@{address}/accounts/bob/ilp/btp"
-        )],
+        &[&format!("btp+ws://bob:bob-pw@{address}/accounts/bob/ilp/btp")],
     );
     assert_eq!(bob.line(), "bob is connected");
     let node_url = format!("http://{address}");
     let mut alice = Script::start(
         "send.js",
-        &[
-            &node_url,
-            "test.hub.bob",
-            "test.hub.alice",
-            &port.to_string(),
-        ],
+        &[&node_url, "test.hub.bob", "test.hub.alice", &port.to_string()],
     );
     let mut said = [alice.line(), alice.line()];
     // The two may come in either order.
     said.sort();
-    assert_eq!(
-        said,
-        ["alice paid 1000 to test.hub.bob", "alice received 500 back"]
-    );
+    assert_eq!(said, ["alice paid 1000 to test.hub.bob", "alice received 500 back"]);
     assert_eq!(bob.line(), "bob received 1000 for test.hub.bob");
     assert_eq!(bob.line(), "bob paid 500 back to test.hub.alice");
     let status = within(SCRIPT_LIMIT, "alice ends by herself", || {
@@ -552,8 +488,7 @@ fn ilp_plugin_http_understands_the_peers_of_these_tests() {
     assert_eq!(script.send("test.bob", 12)["paid"], true);
     assert_eq!(endpoint.rule.received_one().amount, 12);
     let prepare = Prepare::new("test.javascript", 3);
-    let mut connection =
-        support::http::Connection::open(std::net::SocketAddr::from(([127, 0, 0, 1], port)));
+    let mut connection = support::http::Connection::open(std::net::SocketAddr::from(([127, 0, 0, 1], port)));
     assert!(
         connection
             .post("/", "token", &prepare)

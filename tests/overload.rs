@@ -38,18 +38,14 @@ fn peers_that_stall_are_dropped_and_cost_nothing() {
 
     // A BTP peer that is gone without a word answers no ping. It counts from its last frame.
     let mut silent = TcpStream::connect(address).expect("the node accepts");
-    silent
-        .set_read_timeout(Some(PATIENCE))
-        .expect("a limit is not zero");
+    silent.set_read_timeout(Some(PATIENCE)).expect("a limit is not zero");
     let (mut socket, _) = tungstenite::client(
         format!("ws://{address}/ilp/btp"),
         silent.try_clone().expect("a duplicate"),
     )
     .expect("the node upgrades");
     socket
-        .send(Message::binary(
-            Frame::auth(1, Some("silent"), "silent-btp").encode(),
-        ))
+        .send(Message::binary(Frame::auth(1, Some("silent"), "silent-btp").encode()))
         .expect("open");
     assert_eq!(next_frame(&mut socket), Some(Frame::new(RESPONSE, 1)));
 
@@ -63,9 +59,7 @@ fn peers_that_stall_are_dropped_and_cost_nothing() {
         &[("Authorization", "Bearer alice-http")],
         &Prepare::new("test.hub.bob", 1).encode(),
     );
-    stalled_body
-        .send(&request[..request.len() - 1])
-        .expect("open");
+    stalled_body.send(&request[..request.len() - 1]).expect("open");
 
     // Half a request, then the end, or a reset.
     let mut ended = hub.node.connection();
@@ -99,12 +93,7 @@ fn peers_that_stall_are_dropped_and_cost_nothing() {
         within(13, "a head at a byte per second", connection, slow_from);
     }
     within(14, "no token in 10 s", &mut without_token.0, begun);
-    within(
-        14,
-        "half a frame instead of a token",
-        &mut half_a_frame.0,
-        begun,
-    );
+    within(14, "half a frame instead of a token", &mut half_a_frame.0, begun);
     within(14, "a body that does not come", &mut stalled_body, begun);
 
     // 45 s after its last frame the silent peer is taken for dead, and packets to it are refused at once.
@@ -180,9 +169,7 @@ fn peers_that_do_not_read_cannot_fill_our_memory() {
     // A flood of pings whose pongs nobody reads.
     let mut pinging = RawWebSocket::open(&hub.node);
     pinging.0.set_write_timeout(Duration::from_millis(500));
-    let ping: Vec<u8> = [&[0x89, 0x80 | 125, 0, 0, 0, 0][..], &[b'p'; 125]]
-        .concat()
-        .repeat(500);
+    let ping: Vec<u8> = [&[0x89, 0x80 | 125, 0, 0, 0, 0][..], &[b'p'; 125]].concat().repeat(500);
     for _ in 0..500 {
         if pinging.0.send(&ping).is_err() {
             break;
@@ -193,10 +180,8 @@ fn peers_that_do_not_read_cannot_fill_our_memory() {
     // Prepares for a peer that does not read them.
     hub.node.add_account("deaf", &json!({}));
     let mut deaf = upgrade(hub.node.address(), "/ilp/btp");
-    deaf.send(Message::binary(
-        Frame::auth(1, Some("deaf"), "deaf-btp").encode(),
-    ))
-    .expect("open");
+    deaf.send(Message::binary(Frame::auth(1, Some("deaf"), "deaf-btp").encode()))
+        .expect("open");
     assert_eq!(next_frame(&mut deaf), Some(Frame::new(RESPONSE, 1)));
     hub.node.add_account("mallory", &json!({}));
     let mallory = BtpPeer::connect_as(
@@ -216,15 +201,9 @@ fn peers_that_do_not_read_cannot_fill_our_memory() {
         })
         .collect();
     for reply in waiting {
-        match reply
-            .recv_timeout(PATIENCE)
-            .expect("every Prepare has an answer")
-        {
+        match reply.recv_timeout(PATIENCE).expect("every Prepare has an answer") {
             BtpReply::Packet(reply) => {
-                assert!(
-                    ["T03", "T01", "R00", "R02"].contains(&reply.code()),
-                    "{reply:?}"
-                );
+                assert!(["T03", "T01", "R00", "R02"].contains(&reply.code()), "{reply:?}");
             }
             other => panic!("{other:?}"),
         }
@@ -274,22 +253,14 @@ fn ten_thousand_idle_connections_do_not_disturb() {
             let mut connection = hub.node.connection();
             // Half of them never say a word, the others are kept alive after a request.
             if number % 2 == 0 {
-                assert_eq!(
-                    connection
-                        .request("GET", "/", &[], b"")
-                        .expect("an answer")
-                        .status,
-                    200
-                );
+                assert_eq!(connection.request("GET", "/", &[], b"").expect("an answer").status, 200);
             }
             connection
         })
         .collect();
     let crowded = median_of_packets();
     let memory = resident_kib(hub.node.pid()).saturating_sub(memory_before);
-    println!(
-        "median of a packet: {alone:?} alone, {crowded:?} with {IDLE} idle connections, {memory} KiB for them"
-    );
+    println!("median of a packet: {alone:?} alone, {crowded:?} with {IDLE} idle connections, {memory} KiB for them");
     // Not a measurement, which this machine may spoil: a node that looks at every idle connection would be far off.
     assert!(
         crowded < alone * 10 + Duration::from_millis(20),
@@ -301,10 +272,7 @@ fn ten_thousand_idle_connections_do_not_disturb() {
         let answer = connection
             .post("/accounts/alice/ilp", "alice-http", &prepare)
             .expect("still open");
-        assert!(
-            answer.reply().fulfills(&prepare),
-            "an idle connection still serves"
-        );
+        assert!(answer.reply().fulfills(&prepare), "an idle connection still serves");
     }
     drop(idle);
     hub.good_packet_passes("ten thousand leave at once");

@@ -17,8 +17,7 @@ use support::within;
 const LIMIT: Duration = Duration::from_secs(30);
 
 fn data_dir(name: &str) -> PathBuf {
-    let folder =
-        Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("start-{name}-{}", std::process::id()));
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("start-{name}-{}", std::process::id()));
     // Left by a process of the same number that was killed.
     let _ = std::fs::remove_dir_all(&folder);
     folder
@@ -61,10 +60,7 @@ fn ends(arguments: &[&str]) -> (Option<i32>, String) {
         }
         std::thread::sleep(Duration::from_millis(5));
     };
-    (
-        status.code(),
-        reading.join().expect("reading does not panic"),
-    )
+    (status.code(), reading.join().expect("reading does not panic"))
 }
 
 #[test]
@@ -95,14 +91,9 @@ fn the_first_start_makes_seed_and_token_and_later_ones_keep_them() {
             }
         });
         let said = || said.lock().expect("no test panics here").clone();
-        let address = within(LIMIT, "it listens", || {
-            said().lines().find_map(listening_on)
-        });
+        let address = within(LIMIT, "it listens", || said().lines().find_map(listening_on));
         within(LIMIT, "it is ready", || {
-            let answer = Connection::try_open(address)
-                .ok()?
-                .request("GET", "/", &[], b"")
-                .ok()?;
+            let answer = Connection::try_open(address).ok()?.request("GET", "/", &[], b"").ok()?;
             (answer.status == 200).then_some(())
         });
         for name in ["secret_seed", "admin_auth_token"] {
@@ -112,19 +103,10 @@ fn the_first_start_makes_seed_and_token_and_later_ones_keep_them() {
                 .permissions()
                 .mode();
             assert_eq!(mode & 0o777, 0o600, "{name} is for its owner only");
-            secrets.push(
-                std::fs::read_to_string(&file)
-                    .expect("text")
-                    .trim()
-                    .to_owned(),
-            );
+            secrets.push(std::fs::read_to_string(&file).expect("text").trim().to_owned());
         }
         assert_eq!(
-            std::fs::metadata(&data)
-                .expect("a folder")
-                .permissions()
-                .mode()
-                & 0o077,
+            std::fs::metadata(&data).expect("a folder").permissions().mode() & 0o077,
             0
         );
         let token = secrets.last().expect("the token was read").clone();
@@ -142,10 +124,7 @@ fn the_first_start_makes_seed_and_token_and_later_ones_keep_them() {
             );
         }
         for secret in &secrets {
-            assert!(
-                !said().contains(secret.as_str()),
-                "secrets stay in their files"
-            );
+            assert!(!said().contains(secret.as_str()), "secrets stay in their files");
         }
         let _ = child.kill();
         let _ = child.wait();
@@ -159,48 +138,31 @@ fn the_first_start_makes_seed_and_token_and_later_ones_keep_them() {
 #[test]
 fn a_start_that_cannot_be_right_says_why() {
     let taken = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    let taken = taken
-        .local_addr()
-        .expect("a bound socket has an address")
-        .to_string();
+    let taken = taken.local_addr().expect("a bound socket has an address").to_string();
     let node = Node::start();
     let data = data_dir("refused");
-    let (fresh, used) = (
-        data.to_str().expect("UTF-8"),
-        node.data_dir().to_str().expect("UTF-8"),
-    );
+    let (fresh, used) = (data.to_str().expect("UTF-8"), node.data_dir().to_str().expect("UTF-8"));
     let any = ["--settlement_api_bind_address", "127.0.0.1:0"];
     // Arguments -> exit code, and words that the message must have.
     let table: [(&[&str], i32, &[&str]); 8] = [
         (&["--no_such_option", "1"], 2, &["no_such_option"]),
-        (&["--shards", "many"], 2, &["shards", "many"]),
-        (
-            &["--http_bind_address", "here"],
-            2,
-            &["http_bind_address", "here"],
-        ),
+        (&["--shards", "many"], 2, &["shards"]),
+        (&["--http_bind_address", "here"], 2, &["http_bind_address"]),
         (&["--secret_seed", "abc"], 2, &["secret_seed"]),
         (&["--ilp_address", "no dots"], 2, &["ilp_address"]),
-        (&["--durability", "maybe"], 2, &["durability", "maybe"]),
+        (&["--durability", "maybe"], 2, &["durability"]),
         (
             &["--data_dir", fresh, "--http_bind_address", &taken],
             1,
             &[&taken, "http_bind_address"],
         ),
-        (
-            &["--data_dir", used, "--http_bind_address", "127.0.0.1:0"],
-            1,
-            &[used],
-        ),
+        (&["--data_dir", used, "--http_bind_address", "127.0.0.1:0"], 1, &[used]),
     ];
     for (arguments, code, words) in table {
         let (exit, said) = ends(&[arguments, &any[..]].concat());
         assert_eq!(exit, Some(code), "{arguments:?}: {said}");
         for word in words {
-            assert!(
-                said.contains(word),
-                "{arguments:?}: no {word:?} in {said:?}"
-            );
+            assert!(said.contains(word), "{arguments:?}: no {word:?} in {said:?}");
         }
         assert!(!said.contains("panicked"), "{arguments:?}: {said}");
     }
@@ -227,9 +189,6 @@ fn another_seed_is_refused_by_name() {
     ]);
     assert_eq!(exit, Some(1), "{said}");
     assert!(said.contains("secret_seed"), "{said}");
-    assert!(
-        !said.contains(&other),
-        "the seed itself is nobody's business: {said}"
-    );
+    assert!(!said.contains(&other), "the seed itself is nobody's business: {said}");
     node.run();
 }

@@ -37,10 +37,7 @@ fn packets_in_flight_end_well_and_new_ones_are_turned_away() {
             .iter()
             .map(|receiver| Prepare::new(&format!("test.hub.{}", receiver.username), 100))
             .collect();
-        let waiting: Vec<_> = prepares
-            .iter()
-            .map(|prepare| alice.start_prepare(prepare))
-            .collect();
+        let waiting: Vec<_> = prepares.iter().map(|prepare| alice.start_prepare(prepare)).collect();
         let address = node.address();
         let over_http_sender = std::thread::spawn(move || {
             let prepare = Prepare::new("test.hub.over_btp", 7);
@@ -51,10 +48,7 @@ fn packets_in_flight_end_well_and_new_ones_are_turned_away() {
             assert!(answer.reply().fulfills(&prepare));
         });
         eventually("all are with their receivers", || {
-            let received: usize = receivers
-                .iter()
-                .map(|receiver| receiver.rule.received().len())
-                .sum();
+            let received: usize = receivers.iter().map(|receiver| receiver.rule.received().len()).sum();
             (received == 4).then_some(())
         });
 
@@ -70,21 +64,12 @@ fn packets_in_flight_end_well_and_new_ones_are_turned_away() {
         if let Ok(mut connection) = Connection::try_open(node.address())
             && let Ok(answer) = connection.request("GET", "/", &[], b"")
         {
-            assert_eq!(
-                (answer.status, &answer.json()["status"]),
-                (503, &json!("NotReady"))
-            );
+            assert_eq!((answer.status, &answer.json()["status"]), (503, &json!("NotReady")));
         }
         for (reply, prepare) in waiting.iter().zip(&prepares) {
-            assert!(
-                packet(reply).fulfills(prepare),
-                "to {}",
-                prepare.destination
-            );
+            assert!(packet(reply).fulfills(prepare), "to {}", prepare.destination);
         }
-        over_http_sender
-            .join()
-            .expect("the sender over HTTP got its Fulfill");
+        over_http_sender.join().expect("the sender over HTTP got its Fulfill");
         let status = node.exit_status_within(PATIENCE);
         assert_eq!(status.code(), Some(0), "{status}");
         assert!(
@@ -113,18 +98,10 @@ fn packets_in_flight_end_well_and_new_ones_are_turned_away() {
 fn packets_in_flight_may_also_end_by_their_expiry() {
     let mut node = Node::start();
     let alice = Party::simple(&node, "alice", Via::BtpToNode).btp_peer();
-    let _bob = Party::join(
-        &node,
-        "bob",
-        Via::BtpToNode,
-        Rule::always(Answer::Nothing),
-        &json!({}),
-    );
+    let _bob = Party::join(&node, "bob", Via::BtpToNode, Rule::always(Answer::Nothing), &json!({}));
     let prepare = Prepare::new("test.hub.bob", 5).expires_in(Duration::from_secs(3));
     let waiting = alice.start_prepare(&prepare);
-    eventually("it is in flight", || {
-        (node.api().held("alice") == 5).then_some(())
-    });
+    eventually("it is in flight", || (node.api().held("alice") == 5).then_some(()));
     node.terminate();
     assert_eq!(packet(&waiting).code(), "R00");
     assert_eq!(node.exit_status_within(PATIENCE).code(), Some(0));
@@ -148,22 +125,15 @@ fn a_second_signal_hurries() {
         packet(&alice.start_prepare(&Prepare::new("test.hub.bob", 30))).code(),
         "fulfill"
     );
-    let waiting =
-        alice.start_prepare(&Prepare::new("test.hub.bob", 5).expires_in(Duration::from_secs(28)));
-    eventually("it is in flight", || {
-        (node.api().held("alice") == 5).then_some(())
-    });
+    let waiting = alice.start_prepare(&Prepare::new("test.hub.bob", 5).expires_in(Duration::from_secs(28)));
+    eventually("it is in flight", || (node.api().held("alice") == 5).then_some(()));
     node.terminate();
     std::thread::sleep(Duration::from_secs(1));
     assert!(node.is_running(), "a packet is in flight");
     node.terminate();
     let begun = Instant::now();
     assert_eq!(node.exit_status_within(PATIENCE).code(), Some(0));
-    assert!(
-        begun.elapsed() < Duration::from_secs(4),
-        "{:?}",
-        begun.elapsed()
-    );
+    assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
     drop(waiting);
     node.run();
     assert_eq!(
@@ -184,24 +154,13 @@ fn without_packets_it_stops_at_once_whoever_is_connected() {
             .map(|(number, via)| Party::simple(&node, &format!("peer_{number}"), via))
             .collect();
         let mut idle = node.connection();
-        assert_eq!(
-            idle.request("GET", "/", &[], b"")
-                .expect("an answer")
-                .status,
-            200
-        );
+        assert_eq!(idle.request("GET", "/", &[], b"").expect("an answer").status, 200);
         let mut half_a_request = node.connection();
-        half_a_request
-            .send(b"POST /ilp HTTP/1.1\r\nHo")
-            .expect("open");
+        half_a_request.send(b"POST /ilp HTTP/1.1\r\nHo").expect("open");
         node.signal(signal);
         let begun = Instant::now();
         assert_eq!(node.exit_status_within(PATIENCE).code(), Some(0));
-        assert!(
-            begun.elapsed() < Duration::from_secs(3),
-            "{:?}",
-            begun.elapsed()
-        );
+        assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
         assert!(idle.is_closed_within(PATIENCE));
         drop(peers);
     }

@@ -23,11 +23,7 @@ fn packets_are_read_as_they_were_written() {
         assert_eq!(Prepare::decode(&bytes).as_ref(), Some(&prepare));
         assert_eq!(Prepare::decode(&bytes[..bytes.len() - 1]), None);
         assert!(prepare.fulfilled().fulfills(&prepare));
-        assert!(
-            !prepare
-                .fulfilled()
-                .fulfills(&Prepare::new("test.hub.bob", 1000))
-        );
+        assert!(!prepare.fulfilled().fulfills(&Prepare::new("test.hub.bob", 1000)));
     }
     let reject = Reply::reject("F02", "test.hub", "no route", b"x");
     assert_eq!(Reply::decode(&reject.encode()), Some(reject));
@@ -89,14 +85,7 @@ fn btp_peers_understand_each_other() {
     let server = BtpServer::start("secret", Rule::fulfill());
     let connect = |token| {
         let rule = Rule::always(Answer::reject("T99"));
-        BtpPeer::connect_as(
-            server.address,
-            "/btp",
-            Some("alice"),
-            token,
-            rule,
-            Dialect::Conformant,
-        )
+        BtpPeer::connect_as(server.address, "/btp", Some("alice"), token, rule, Dialect::Conformant)
     };
     assert_eq!(connect("guess").err().as_deref(), Some("F00"));
     let client = connect("secret").expect("the token is right");
@@ -128,10 +117,7 @@ fn btp_peers_understand_each_other() {
 fn small_tools_do_what_they_say() {
     assert_eq!(chunked(b"abcde", 3), b"3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n");
     assert_eq!(whole(&json!(-5)), -5);
-    assert_eq!(
-        whole(&json!("170141183460469231731687303715884105727")),
-        i128::MAX
-    );
+    assert_eq!(whole(&json!("170141183460469231731687303715884105727")), i128::MAX);
     assert_eq!(sha256(b"")[..4], [0xe3, 0xb0, 0xc4, 0x42]);
     assert_eq!(Frame::new(TRANSFER, 1).encode()[..5], [7, 0, 0, 0, 1]);
     assert_ne!(BtpReply::Empty, BtpReply::Error("F00".to_owned()));

@@ -37,12 +37,9 @@ pub fn read_frame(bytes: &mut [u8]) -> Result<Option<Frame>, &'static str> {
             None => return Ok(None),
         },
         127 => match bytes.get(2..10) {
-            Some([0, 0, 0, 0, 0, digits @ ..]) => (
-                digits
-                    .iter()
-                    .fold(0, |sum, &digit| sum << 8 | usize::from(digit)),
-                10,
-            ),
+            Some([0, 0, 0, 0, 0, digits @ ..]) => {
+                (digits.iter().fold(0, |sum, &digit| sum << 8 | usize::from(digit)), 10)
+            }
             Some(_) => return Err("a WebSocket frame of more than 16 MiB"),
             None => return Ok(None),
         },
@@ -74,9 +71,7 @@ pub fn read_frame(bytes: &mut [u8]) -> Result<Option<Frame>, &'static str> {
 
 /// Applies a mask, or takes it off again. Eight bytes at a time: a frame is masked per packet.
 fn mask(payload: &mut [u8], key: [u8; 4]) {
-    let wide = u64::from_ne_bytes([
-        key[0], key[1], key[2], key[3], key[0], key[1], key[2], key[3],
-    ]);
+    let wide = u64::from_ne_bytes([key[0], key[1], key[2], key[3], key[0], key[1], key[2], key[3]]);
     let mut chunks = payload.chunks_exact_mut(8);
     for chunk in &mut chunks {
         let mut eight = [0; 8];
@@ -89,13 +84,7 @@ fn mask(payload: &mut [u8], key: [u8; 4]) {
 }
 
 /// Appends a frame; `key` is the mask every frame of a client must have, and no frame of a server.
-pub fn push_frame(
-    out: &mut Vec<u8>,
-    opcode: u8,
-    key: Option<[u8; 4]>,
-    length: usize,
-    fill: impl FnOnce(&mut Vec<u8>),
-) {
+pub fn push_frame(out: &mut Vec<u8>, opcode: u8, key: Option<[u8; 4]>, length: usize, fill: impl FnOnce(&mut Vec<u8>)) {
     let masked = if key.is_some() { 0x80 } else { 0 };
     out.push(0x80 | opcode);
     if length < 126 {
@@ -217,10 +206,7 @@ mod tests {
                 out.extend_from_slice(&packet)
             });
             for cut in 0..wire.len() {
-                assert!(
-                    read_frame(&mut wire[..cut].to_vec()).unwrap().is_none(),
-                    "{cut}"
-                );
+                assert!(read_frame(&mut wire[..cut].to_vec()).unwrap().is_none(), "{cut}");
             }
             let frame = read_frame(&mut wire).unwrap().unwrap();
             assert_eq!((frame.opcode, frame.payload.end), (BINARY, wire.len()));
@@ -249,8 +235,7 @@ mod tests {
 
     #[test]
     fn an_error_and_a_broken_message() {
-        let error =
-            b"\x02\0\0\x01\xf5\x2fT00\x10UnreachableError\x1320180831025324.899Z\x04oops\x01\0";
+        let error = b"\x02\0\0\x01\xf5\x2fT00\x10UnreachableError\x1320180831025324.899Z\x04oops\x01\0";
         assert_eq!(parse(error).unwrap().kind, ERROR);
         assert!(parse(b"\x06\0\0\0\x01\0\x01\x2d").is_none());
         assert!(parse(b"\x01\x01\0\0\x04\x04\0").is_none());

@@ -78,16 +78,14 @@ impl Load {
             if let Some(unix_ms) = self.meter.refresh_at() {
                 self.prepares.refresh(unix_ms);
             }
-            self.send_what_is_due()
-                .map_err(|error| format!("sender: {error}"))?;
+            self.send_what_is_due().map_err(|error| format!("sender: {error}"))?;
             ready.clear();
             readiness
                 .wait(self.meter.sleep_ms(), &mut ready)
                 .map_err(|error| error.to_string())?;
             for &token in &ready {
                 if token == SENDER {
-                    self.handle_answers()
-                        .map_err(|error| format!("sender: {error}"))?;
+                    self.handle_answers().map_err(|error| format!("sender: {error}"))?;
                 } else {
                     serve(&mut self.receiver).map_err(|error| format!("receiver: {error}"))?;
                 }
@@ -112,16 +110,9 @@ impl Load {
             let request_id = u32::from(state.generation) << 16 | u32::from(slot);
             let key = End::key(&mut self.sender.dice);
             let output = self.sender.stream.output();
-            btp::push_packet(
-                output,
-                key,
-                btp::MESSAGE,
-                request_id,
-                prepare.len(),
-                |out| {
-                    out.extend_from_slice(prepare);
-                },
-            );
+            btp::push_packet(output, key, btp::MESSAGE, request_id, prepare.len(), |out| {
+                out.extend_from_slice(prepare);
+            });
         }
         self.sender.stream.flush()
     }
@@ -221,12 +212,7 @@ fn serve(end: &mut End) -> io::Result<()> {
 }
 
 /// Answers a ping; a close ends the run, everything else is not for us.
-fn control(
-    output: &mut Vec<u8>,
-    dice: &mut Option<u64>,
-    opcode: u8,
-    payload: &[u8],
-) -> io::Result<()> {
+fn control(output: &mut Vec<u8>, dice: &mut Option<u64>, opcode: u8, payload: &[u8]) -> io::Result<()> {
     match opcode {
         btp::PING => btp::push_frame(output, btp::PONG, End::key(dice), payload.len(), |out| {
             out.extend_from_slice(payload);

@@ -48,14 +48,11 @@ impl End {
 
 /// Connects and authenticates both ends, blocking; sender first in the answer. Errors say which end.
 pub fn open(target: &Server, receiver: &Receiver) -> Result<(End, End), String> {
-    let dial = |server: &Server| {
-        connect(server).map_err(|error| format!("BTP to {}: {error}", server.address))
-    };
+    let dial = |server: &Server| connect(server).map_err(|error| format!("BTP to {}: {error}", server.address));
     match receiver {
         Receiver::Connects(server) => Ok((dial(target)?, dial(server)?)),
         Receiver::Listens(address) => {
-            let listener = TcpListener::bind(address)
-                .map_err(|error| format!("receiver on {address}: {error}"))?;
+            let listener = TcpListener::bind(address).map_err(|error| format!("receiver on {address}: {error}"))?;
             // Through a relay each handshake waits for the other.
             std::thread::scope(|scope| {
                 let accepted = scope.spawn(|| take(&listener));
@@ -87,16 +84,13 @@ fn connect(server: &Server) -> io::Result<End> {
     stream.flush()?;
     let (status, head) = read_head(&mut stream)?;
     if status != 101 {
-        return Err(io::Error::other(format!(
-            "refused with HTTP status {status}"
-        )));
+        return Err(io::Error::other(format!("refused with HTTP status {status}")));
     }
     stream.consume(head);
     btp::push_auth(stream.output(), [0x5a, 0xc3, 0x3c, 0xa5], 1, &server.token);
     stream.flush()?;
     let (opcode, payload) = read_frame(&mut stream)?;
-    let accepted = btp::parse(&payload)
-        .is_some_and(|message| message.kind == btp::RESPONSE && message.request_id == 1);
+    let accepted = btp::parse(&payload).is_some_and(|message| message.kind == btp::RESPONSE && message.request_id == 1);
     if opcode != btp::BINARY || !accepted {
         return Err(io::Error::other("the token was refused"));
     }
@@ -182,9 +176,6 @@ mod tests {
 
     #[test]
     fn the_upgrade_is_confirmed_as_in_the_rfc() {
-        assert_eq!(
-            accept_key(b"dGhlIHNhbXBsZSBub25jZQ=="),
-            "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
-        );
+        assert_eq!(accept_key(b"dGhlIHNhbXBsZSBub25jZQ=="), "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
     }
 }

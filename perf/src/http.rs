@@ -33,9 +33,7 @@ pub fn head(bytes: &[u8]) -> Result<Option<Message>, &'static str> {
             }
             return Ok(None);
         };
-        let line = rest[..line_end]
-            .strip_suffix(b"\r")
-            .unwrap_or(&rest[..line_end]);
+        let line = rest[..line_end].strip_suffix(b"\r").unwrap_or(&rest[..line_end]);
         at += line_end + 1;
         let Some(status) = status else {
             status = Some(start_line(line)?);

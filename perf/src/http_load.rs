@@ -55,8 +55,7 @@ struct Load {
 /// Runs one measurement and returns its figures. Errors are about the set-up or about a run in which
 /// no sender is left; what becomes of single packets is in the figures.
 pub fn run(ends: &Ends, prepares: Prepares, meter: Meter) -> Result<Value, String> {
-    let listener =
-        listen(ends.receiver).map_err(|error| format!("receiver on {}: {error}", ends.receiver))?;
+    let listener = listen(ends.receiver).map_err(|error| format!("receiver on {}: {error}", ends.receiver))?;
     let readiness = Readiness::new().map_err(|error| error.to_string())?;
     let mut load = Load {
         request_head: format!(
@@ -190,9 +189,7 @@ impl Load {
     }
 
     fn take_connections(&mut self) -> Result<(), String> {
-        while let Some(stream) =
-            accept(&self.listener, INPUT_BYTES).map_err(|error| format!("receiver: {error}"))?
-        {
+        while let Some(stream) = accept(&self.listener, INPUT_BYTES).map_err(|error| format!("receiver: {error}"))? {
             let slot = match self.vacant.pop() {
                 Some(slot) => slot,
                 None if self.receivers.len() < RECEIVER_CONNECTIONS_MAX => {

@@ -35,10 +35,7 @@ use meter::{Meter, Plan};
 use packet::Prepares;
 
 #[derive(Parser)]
-#[command(
-    version,
-    about = "Measures Interledger connectors, and relays to compare them with"
-)]
+#[command(version, about = "Measures Interledger connectors, and relays to compare them with")]
 struct Options {
     #[command(subcommand)]
     command: Command,
@@ -192,11 +189,7 @@ struct BtpOptions {
     #[arg(long, default_value = "")]
     token: String,
     /// Where to receive as a client, as ws://HOST:PORT/PATH
-    #[arg(
-        long,
-        required_unless_present = "receiver_port",
-        conflicts_with = "receiver_port"
-    )]
+    #[arg(long, required_unless_present = "receiver_port", conflicts_with = "receiver_port")]
     receiver: Option<String>,
     #[arg(long, default_value = "")]
     receiver_token: String,
@@ -237,21 +230,10 @@ fn run(command: Command) -> Result<(), String> {
                 (status, text) => Err(format!("{method} {path}: {status} {text}")),
             }
         }
-        Command::Wait { node, seconds } => {
-            node::wait_until_ready(node.address()?, Duration::from_secs(seconds))
-        }
-        Command::Accounts {
-            node,
-            count,
-            seconds,
-        } => {
+        Command::Wait { node, seconds } => node::wait_until_ready(node.address()?, Duration::from_secs(seconds)),
+        Command::Accounts { node, count, seconds } => {
             let limit = Duration::from_secs(seconds);
-            print(node::create_accounts(
-                node.address()?,
-                &node.token,
-                count,
-                limit,
-            )?)
+            print(node::create_accounts(node.address()?, &node.token, count, limit)?)
         }
         Command::Routes {
             node,
@@ -262,28 +244,21 @@ fn run(command: Command) -> Result<(), String> {
             let mut api = node::Api::connect(node.address()?, &node.token)?;
             node::set_routes(&mut api, &pattern, count, &account)
         }
-        Command::Memory {
-            pid,
-            step,
-            accounts,
-        } => {
+        Command::Memory { pid, step, accounts } => {
             let memory = process::memory(pid)?;
             print(json!({
                 "kind": "memory", "step": step, "accounts": accounts,
                 "resident": memory.resident, "anonymous": memory.anonymous,
             }))
         }
-        Command::Connections { node, pid, count } => {
-            print(node::idle_connections(node.address()?, pid, count)?)
-        }
+        Command::Connections { node, pid, count } => print(node::idle_connections(node.address()?, pid, count)?),
         Command::Idle { pid, seconds } => {
             let time = seconds_of(seconds)?;
             print(node::idle(pid, time)?)
         }
         Command::Sync { dir, rounds } => print(node::disk_sync(&dir, rounds.max(1))?),
         Command::Table { raw } => {
-            let text = std::fs::read_to_string(&raw)
-                .map_err(|error| format!("{}: {error}", raw.display()))?;
+            let text = std::fs::read_to_string(&raw).map_err(|error| format!("{}: {error}", raw.display()))?;
             print!("{}", summary::table(&text));
             Ok(())
         }

@@ -68,8 +68,7 @@ impl Meter {
         if plan.rate == Some(0) {
             return Err("a rate is at least one packet per second".into());
         }
-        let latencies =
-            Histogram::new_with_max(LATENCY_NS_MAX, 3).map_err(|error| error.to_string())?;
+        let latencies = Histogram::new_with_max(LATENCY_NS_MAX, 3).map_err(|error| error.to_string())?;
         let begin = plan.warmup.as_nanos() as u64;
         let end = begin + plan.window.as_nanos() as u64;
         Ok(Meter {
@@ -175,8 +174,7 @@ impl Meter {
         self.fulfilled += u64::from(counts);
         // At a fixed rate the stragglers count too, or the slowest would be the ones left out.
         if counts || self.plan.rate.is_some() && self.window.contains(&due) {
-            self.latencies
-                .saturating_record(self.now.saturating_sub(due));
+            self.latencies.saturating_record(self.now.saturating_sub(due));
         }
     }
 
@@ -203,9 +201,7 @@ impl Meter {
     /// What went wrong up to now, in words.
     pub fn errors(&self) -> String {
         let errors = self.errors.iter();
-        let words: Vec<String> = errors
-            .map(|(name, sum)| format!("{sum} x {name}"))
-            .collect();
+        let words: Vec<String> = errors.map(|(name, sum)| format!("{sum} x {name}")).collect();
         words.join(", ")
     }
 
@@ -300,14 +296,8 @@ mod tests {
         let figures = meter.finish();
         assert_eq!(figures["packets"], 1, "the other came after the window");
         let slowest = figures["max_us"].as_f64().unwrap();
-        assert!(
-            (8_990.0..9_010.0).contains(&slowest),
-            "but has its latency: {slowest}"
-        );
-        assert_eq!(
-            figures["errors"],
-            json!({"due, never sent": 4, "unanswered": 4})
-        );
+        assert!((8_990.0..9_010.0).contains(&slowest), "but has its latency: {slowest}");
+        assert_eq!(figures["errors"], json!({"due, never sent": 4, "unanswered": 4}));
     }
 
     #[test]

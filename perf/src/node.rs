@@ -86,12 +86,7 @@ pub fn wait_until_ready(address: SocketAddr, limit: Duration) -> Result<(), Stri
 
 /// Creates `count` accounts, each with its own token, and says how many there are now and how long it
 /// took. Stops early, without an error, when `limit` is over.
-pub fn create_accounts(
-    address: SocketAddr,
-    token: &str,
-    count: u64,
-    limit: Duration,
-) -> Result<Value, String> {
+pub fn create_accounts(address: SocketAddr, token: &str, count: u64, limit: Duration) -> Result<Value, String> {
     let started = Instant::now();
     let next = AtomicU64::new(0);
     let made = AtomicU64::new(0);
@@ -141,12 +136,7 @@ pub fn create_accounts(
 /// the place of `{}`.
 pub fn set_routes(api: &mut Api, pattern: &str, count: u32, account: &str) -> Result<(), String> {
     let routes: Map<String, Value> = (0..count)
-        .map(|number| {
-            (
-                pattern.replacen("{}", &format!("{number:06}"), 1),
-                account.into(),
-            )
-        })
+        .map(|number| (pattern.replacen("{}", &format!("{number:06}"), 1), account.into()))
         .collect();
     match api.call("PUT", "/routes/static", &Value::from(routes).to_string())? {
         (200, _) => Ok(()),

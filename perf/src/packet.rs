@@ -66,10 +66,7 @@ pub fn parse(bytes: &[u8]) -> Option<Packet<'_>> {
             let (code, rest) = content.split_first_chunk::<3>()?;
             let (_triggered_by, rest) = take_octets(rest)?;
             let (message, _) = take_octets(rest)?;
-            Some(Packet::Reject {
-                code: *code,
-                message,
-            })
+            Some(Packet::Reject { code: *code, message })
         }
         _ => None,
     }
@@ -86,9 +83,7 @@ pub fn take_octets(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
         0x81..=0x83 => rest.split_at_checked(usize::from(first & 0x7f))?,
         _ => return None,
     };
-    let length = digits
-        .iter()
-        .fold(0, |sum, &digit| sum << 8 | usize::from(digit));
+    let length = digits.iter().fold(0, |sum, &digit| sum << 8 | usize::from(digit));
     rest.split_at_checked(length)
 }
 
@@ -139,9 +134,7 @@ impl Prepares {
             return Err("a destination has 1 to 1023 characters".into());
         }
         if mark.is_some() != (routes > 0) || routes > 1_000_000 {
-            return Err(
-                "a destination with {} needs 1 to 1,000,000 routes, one without none".into(),
-            );
+            return Err("a destination with {} needs 1 to 1,000,000 routes, one without none".into());
         }
         let mut content = Vec::new();
         content.extend_from_slice(&AMOUNT.to_be_bytes());
@@ -165,9 +158,7 @@ impl Prepares {
             .fill(&mut secret)
             .map_err(|_| "the kernel gives no random bytes")?;
         bytes[start + data + 8..][..24].copy_from_slice(&secret);
-        let route = mark.map_or(0..0, |at| {
-            start + address + at..start + address + at + ROUTE_DIGITS
-        });
+        let route = mark.map_or(0..0, |at| start + address + at..start + address + at + ROUTE_DIGITS);
         Ok(Prepares {
             expires_at: start + 8..start + 25,
             condition: start + 25..start + 57,
@@ -222,8 +213,7 @@ fn timestamp(unix_ms: u64) -> [u8; 17] {
     // Howard Hinnant's days-to-date, with years that begin in March so that leap days come last.
     let days = unix_ms / 86_400_000 + 719_468;
     let (era, day_of_era) = (days / 146_097, days % 146_097);
-    let year_of_era =
-        (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
     let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let month_from_march = (5 * day_of_year + 2) / 153;
     let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
@@ -285,8 +275,7 @@ mod tests {
             Some(Packet::Prepare { data }) => assert_eq!(&data[..2], [0x5d, 0xb3]),
             _ => panic!("not a Prepare"),
         }
-        let fulfill =
-            bytes("0d21000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f00");
+        let fulfill = bytes("0d21000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f00");
         match parse(&fulfill) {
             Some(Packet::Fulfill { fulfillment }) => assert_eq!(
                 condition_of(fulfillment)[..4],
@@ -295,9 +284,7 @@ mod tests {
             ),
             _ => panic!("not a Fulfill"),
         }
-        let reject = bytes(
-            "0e2854303409746573742e61636d65196578636565646564206d6178696d756d2062616c616e63652e00",
-        );
+        let reject = bytes("0e2854303409746573742e61636d65196578636565646564206d6178696d756d2062616c616e63652e00");
         match parse(&reject) {
             Some(Packet::Reject { code, message }) => {
                 assert_eq!(&code, b"T04");
@@ -341,11 +328,7 @@ mod tests {
         assert_eq!(conditions.len(), 100);
         assert_eq!(
             routes.into_iter().collect::<Vec<_>>(),
-            [
-                "test.net.r000000.x",
-                "test.net.r000001.x",
-                "test.net.r000002.x"
-            ]
+            ["test.net.r000000.x", "test.net.r000001.x", "test.net.r000002.x"]
         );
     }
 }

@@ -61,10 +61,7 @@ fn clock_of(pid: u32) -> io::Result<libc::clockid_t> {
 }
 
 fn read_clock(clock: libc::clockid_t) -> io::Result<u64> {
-    let mut time = libc::timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: the kernel writes into the struct, which lives through the call.
     if unsafe { libc::clock_gettime(clock, &mut time) } < 0 {
         return Err(io::Error::last_os_error());
@@ -82,8 +79,8 @@ pub struct Memory {
 
 /// Memory of one process now.
 pub fn memory(pid: u32) -> Result<Memory, String> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status"))
-        .map_err(|error| format!("process {pid}: {error}"))?;
+    let status =
+        fs::read_to_string(format!("/proc/{pid}/status")).map_err(|error| format!("process {pid}: {error}"))?;
     let kib = |name: &str| {
         let line = status.lines().find_map(|line| line.strip_prefix(name));
         number(line.and_then(|line| line.split_whitespace().next())) * 1024
@@ -135,9 +132,7 @@ fn with_descendants(pids: &[u32]) -> Result<BTreeSet<u32>, String> {
 
 /// The fields of a `stat` line from the state on: the name before may hold spaces and brackets.
 fn after_name(stat: &str) -> impl Iterator<Item = &str> {
-    stat.rsplit_once(") ")
-        .map_or("", |(_, rest)| rest)
-        .split(' ')
+    stat.rsplit_once(") ").map_or("", |(_, rest)| rest).split(' ')
 }
 
 fn number(text: Option<&str>) -> u64 {
@@ -190,10 +185,7 @@ mod tests {
     #[test]
     fn time_and_memory_of_a_process_and_its_child_are_read() {
         let own = std::process::id();
-        let mut child = std::process::Command::new("sleep")
-            .arg("5")
-            .spawn()
-            .unwrap();
+        let mut child = std::process::Command::new("sleep").arg("5").spawn().unwrap();
         assert!(with_descendants(&[own]).unwrap().contains(&child.id()));
         child.kill().unwrap();
         child.wait().unwrap();

@@ -76,11 +76,7 @@ impl Readiness {
                 _ => Err(error),
             };
         }
-        ready.extend(
-            self.events[..count as usize]
-                .iter()
-                .map(|event| event.u64 as usize),
-        );
+        ready.extend(self.events[..count as usize].iter().map(|event| event.u64 as usize));
         Ok(())
     }
 }

@@ -138,10 +138,7 @@ impl Table<'_> {
     }
 
     fn fixed_rates(&mut self) {
-        for (kind, field, relay) in [
-            ("http", "connections", "nginx"),
-            ("btp", "window", "haproxy"),
-        ] {
+        for (kind, field, relay) in [("http", "connections", "nginx"), ("btp", "window", "haproxy")] {
             for rate in self.values(kind, "rate") {
                 for size in self.values(kind, field) {
                     let load = Load {
@@ -168,13 +165,7 @@ impl Table<'_> {
     fn at_rest(&mut self) {
         let idle = self.median("percent", |record| record["kind"] == "idle");
         // 0.05 % is what one decimal shows as 0.0; the kernel's own bookkeeping is within it.
-        self.row(
-            "idle node, CPU",
-            idle,
-            None,
-            Unit::Percent,
-            Goal::AtMost(0.05),
-        );
+        self.row("idle node, CPU", idle, None, Unit::Percent, Goal::AtMost(0.05));
         let resident = |step: &str| {
             self.median("resident", |record| {
                 record["kind"] == "memory" && record["step"] == step
@@ -184,17 +175,13 @@ impl Table<'_> {
         let accounts = self.values("memory", "accounts").into_iter().max();
         if let ([Some(empty), created, restarted], Some(accounts @ 1..)) = (steps, accounts) {
             for (step, resident) in [("just created", created), ("after a restart", restarted)] {
-                let what = format!(
-                    "memory per account, {} of them, {step}",
-                    grouped(accounts as f64)
-                );
+                let what = format!("memory per account, {} of them, {step}", grouped(accounts as f64));
                 let each = resident.map(|resident| (resident - empty) / accounts as f64);
                 self.row(&what, each, None, Unit::Bytes, Goal::AtMost(600.0));
             }
         }
         for count in self.values("connections", "count") {
-            let of_count =
-                |record: &Value| record["kind"] == "connections" && record["count"] == count;
+            let of_count = |record: &Value| record["kind"] == "connections" && record["count"] == count;
             let each = self.median("bytes_each", of_count);
             let kernel = self.median("kernel_bytes_each", of_count);
             let count = grouped(count as f64);
@@ -246,8 +233,7 @@ impl Table<'_> {
                 ));
             }
         }
-        self.text
-            .push_str("\nErrors, of all packets of all rounds:");
+        self.text.push_str("\nErrors, of all packets of all rounds:");
         if lines.is_empty() {
             self.text.push_str(" none.");
         }
@@ -288,22 +274,10 @@ impl Table<'_> {
         let ratio = node.zip(relay).map(|(node, relay)| node / relay);
         let (words, reached) = match goal {
             Goal::None => ("-".to_owned(), None),
-            Goal::AtLeast(bound) => (
-                format!("at least {}", unit.show(bound)),
-                node.map(|node| node >= bound),
-            ),
-            Goal::AtMost(bound) => (
-                format!("at most {}", unit.show(bound)),
-                node.map(|node| node <= bound),
-            ),
-            Goal::RatioAtLeast(bound) => (
-                format!("ratio at least {bound}"),
-                ratio.map(|ratio| ratio >= bound),
-            ),
-            Goal::RatioAtMost(bound) => (
-                format!("ratio at most {bound}"),
-                ratio.map(|ratio| ratio <= bound),
-            ),
+            Goal::AtLeast(bound) => (format!("at least {}", unit.show(bound)), node.map(|node| node >= bound)),
+            Goal::AtMost(bound) => (format!("at most {}", unit.show(bound)), node.map(|node| node <= bound)),
+            Goal::RatioAtLeast(bound) => (format!("ratio at least {bound}"), ratio.map(|ratio| ratio >= bound)),
+            Goal::RatioAtMost(bound) => (format!("ratio at most {bound}"), ratio.map(|ratio| ratio <= bound)),
         };
         let shown = |value: Option<f64>| value.map_or("-".to_owned(), |value| unit.show(value));
         let _ = writeln!(
@@ -428,10 +402,7 @@ mod tests {
         ] {
             assert!(text.contains(line), "{line}\nis missing in\n{text}");
         }
-        assert!(
-            !text.contains("idle node"),
-            "what was not measured has no row"
-        );
+        assert!(!text.contains("idle node"), "what was not measured has no row");
     }
 
     #[test]
@@ -442,9 +413,7 @@ mod tests {
             ("created", 100_000, 80_000_000),
             ("restarted", 100_000, 60_000_000),
         ] {
-            raw += &format!(
-                r#"{{"kind":"memory","step":"{step}","accounts":{accounts},"resident":{resident}}}"#
-            );
+            raw += &format!(r#"{{"kind":"memory","step":"{step}","accounts":{accounts},"resident":{resident}}}"#);
             raw.push('\n');
         }
         let text = table(&raw);

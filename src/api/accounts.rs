@@ -24,11 +24,7 @@ use super::values::check_asset_code;
 const PAGE_MAX: usize = 1_000;
 
 /// `POST /accounts`
-pub fn create(
-    control: &Control,
-    request: &ApiRequest,
-    now: Timestamp,
-) -> Result<ApiResponse, Problem> {
+pub fn create(control: &Control, request: &ApiRequest, now: Timestamp) -> Result<ApiResponse, Problem> {
     let fields = read_account(read_json(request)?, Purpose::Create)?;
     let username = fields.username.unwrap_or_default();
     let outcome = control.create_account(now, &username, fields.edit)?;
@@ -36,11 +32,7 @@ pub fn create(
 }
 
 /// `PUT /accounts/:username`
-pub fn update(
-    control: &Control,
-    request: &ApiRequest,
-    username: &str,
-) -> Result<ApiResponse, Problem> {
+pub fn update(control: &Control, request: &ApiRequest, username: &str) -> Result<ApiResponse, Problem> {
     let fields = read_account(read_json(request)?, Purpose::Update)?;
     if fields
         .username
@@ -68,10 +60,7 @@ fn changed(control: &Control, outcome: Outcome, mut warnings: Vec<Warning>) -> A
 
 /// `GET /accounts/:username`
 pub fn read(control: &Control, account: &Account) -> ApiResponse {
-    json_answer(&AccountAnswer::new(
-        account,
-        is_btp_connected(control, account),
-    ))
+    json_answer(&AccountAnswer::new(account, is_btp_connected(control, account)))
 }
 
 /// `DELETE /accounts/:username`
@@ -82,14 +71,11 @@ pub fn delete(control: &Control, username: &str, query: &str) -> Result<ApiRespo
         Some(_) => return Err(bad_parameter("force", "expected true or false")),
     };
     let deleted = control.delete_account(username, force)?;
-    let removed_routes = deleted
-        .removed_routes
-        .iter()
-        .map(|prefix| &**prefix)
-        .collect();
+    let removed_routes = deleted.removed_routes.iter().map(|prefix| &**prefix).collect();
     Ok(json_answer(&AccountAnswer {
         removed_routes: Some(removed_routes),
         written_off: force.then_some(deleted.written_off),
+        links: LinksAnswer { http: None, btp: None },
         ..AccountAnswer::new(&deleted.account, false)
     }))
 }
@@ -104,10 +90,7 @@ pub fn list(control: &Control, query: &str) -> Result<ApiResponse, Problem> {
         fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
             let mut list = serializer.serialize_seq(Some(self.1.len()))?;
             for account in self.1 {
-                list.serialize_element(&AccountAnswer::new(
-                    account,
-                    is_btp_connected(self.0, account),
-                ))?;
+                list.serialize_element(&AccountAnswer::new(account, is_btp_connected(self.0, account)))?;
             }
             list.end()
         }
@@ -115,14 +98,11 @@ pub fn list(control: &Control, query: &str) -> Result<ApiResponse, Problem> {
     let mut response = json_answer(&Accounts(control, &page.accounts));
     if let (true, Some(last)) = (page.has_more, page.accounts.last()) {
         let mut next = form_urlencoded::Serializer::new(String::new());
-        next.extend_pairs(
-            form_urlencoded::parse(query.as_bytes()).filter(|(name, _)| name != "after"),
-        );
+        next.extend_pairs(form_urlencoded::parse(query.as_bytes()).filter(|(name, _)| name != "after"));
         next.append_pair("after", &last.username);
-        response.headers.push((
-            "link",
-            format!("</accounts?{}>; rel=\"next\"", next.finish()),
-        ));
+        response
+            .headers
+            .push(("link", format!("</accounts?{}>; rel=\"next\"", next.finish())));
     }
     Ok(response)
 }
@@ -133,34 +113,19 @@ fn read_filter(query: &str) -> Result<Filter, Problem> {
         ..Filter::default()
     };
     if let Some(limit) = parameter(query, "limit") {
-        let limit = limit
-            .parse()
-            .ok()
-            .filter(|limit| (1..=PAGE_MAX).contains(limit));
-        let rule = || {
-            bad_parameter(
-                "limit",
-                &format!("expected an integer from 1 to {PAGE_MAX}"),
-            )
-        };
+        let limit = limit.parse().ok().filter(|limit| (1..=PAGE_MAX).contains(limit));
+        let rule = || bad_parameter("limit", &format!("expected an integer from 1 to {PAGE_MAX}"));
         filter.limit = Some(limit.ok_or_else(rule)?);
     }
     if let Some(code) = parameter(query, "asset_code") {
-        filter.asset_code =
-            Some(check_asset_code(&code).map_err(|(_, rule)| bad_parameter("asset_code", &rule))?);
+        filter.asset_code = Some(check_asset_code(&code).map_err(|(_, rule)| bad_parameter("asset_code", &rule))?);
     }
     if let Some(relation) = parameter(query, "routing_relation") {
-        let rule = || {
-            bad_parameter(
-                "routing_relation",
-                "expected NonRoutingAccount, Parent, Peer or Child",
-            )
-        };
+        let rule = || bad_parameter("routing_relation", "expected NonRoutingAccount, Parent, Peer or Child");
         filter.routing_relation = Some(RoutingRelation::parse(&relation).ok_or_else(rule)?);
     }
     if let Some(prefix) = parameter(query, "address_prefix") {
-        let prefix = check_prefix(&prefix)
-            .map_err(|error| bad_parameter("address_prefix", &error.to_string()))?;
+        let prefix = check_prefix(&prefix).map_err(|error| bad_parameter("address_prefix", &error.to_string()))?;
         filter.address_prefix = Some(prefix.into());
     }
     Ok(filter)
@@ -180,9 +145,7 @@ pub fn balance(control: &Control, account: &Account, query: &str) -> Result<ApiR
             }
             // Read from decimal digits, so that it is the nearest float at every scale.
             let text = format!("{}e-{}", state.booked - state.held, account.asset.scale);
-            let balance = text
-                .parse()
-                .expect("an integer and an exponent make a float");
+            let balance = text.parse().expect("an integer and an exponent make a float");
             Ok(json_answer(&Scaled {
                 asset_code: &account.asset.code,
                 balance,
@@ -195,8 +158,7 @@ pub fn balance(control: &Control, account: &Account, query: &str) -> Result<ApiR
 /// Asks the shard only if there can be a connection: most accounts of a large hub have none.
 fn is_btp_connected(control: &Control, account: &Account) -> bool {
     let links = &account.links;
-    (links.btp_url.is_some() || links.btp_incoming_token.is_some())
-        && control.account_state(account).btp_connected
+    (links.btp_url.is_some() || links.btp_incoming_token.is_some()) && control.account_state(account).btp_connected
 }
 
 /// The first value of a query parameter, decoded.
@@ -238,10 +200,7 @@ struct AccountAnswer<'a> {
     tokens_set: Vec<&'static str>,
     links: LinksAnswer,
     created_at: String,
-    #[serde(
-        skip_serializing_if = "<[_]>::is_empty",
-        serialize_with = "serialize_warnings"
-    )]
+    #[serde(skip_serializing_if = "<[_]>::is_empty", serialize_with = "serialize_warnings")]
     warnings: &'a [Warning],
     /// Of a deleted account only.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -314,10 +273,7 @@ impl<'a> AccountAnswer<'a> {
     }
 }
 
-fn serialize_warnings<S: Serializer>(
-    warnings: &[Warning],
-    serializer: S,
-) -> Result<S::Ok, S::Error> {
+fn serialize_warnings<S: Serializer>(warnings: &[Warning], serializer: S) -> Result<S::Ok, S::Error> {
     #[derive(Serialize)]
     struct WarningAnswer<'a> {
         field: &'a str,

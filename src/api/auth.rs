@@ -90,9 +90,7 @@ impl Gate {
             .filter(|(name, _)| name == "authorization")
             .map(|(_, value)| value);
         let Some(value) = values.next() else {
-            return Err(Problem::unauthorized(
-                "this call needs an Authorization header",
-            ));
+            return Err(Problem::unauthorized("this call needs an Authorization header"));
         };
         if values.next().is_some() {
             return Err(Problem::new(
@@ -102,24 +100,18 @@ impl Gate {
         }
         // Before the secret is looked at: who guesses too fast does not learn of a hit either.
         if self.failures().is_blocked(request.peer, now_ms) {
-            let problem = Problem::new(
-                Kind::TooManyRequests,
-                "too many failed attempts from this address",
-            );
+            let problem = Problem::new(Kind::TooManyRequests, "too many failed attempts from this address");
             return Err(problem.with_header("retry-after", "1"));
         }
         if parse_authorization(value).as_ref().is_some_and(check) {
             return Ok(());
         }
         self.failures().note(request.peer, now_ms);
-        Err(Problem::unauthorized(
-            "the credentials do not allow this call",
-        ))
+        Err(Problem::unauthorized("the credentials do not allow this call"))
     }
 
     fn is_admin(&self, credentials: &Credentials<'_>) -> bool {
-        let equals =
-            |value: &str| secrets_equal(value.as_bytes(), self.admin_auth_token.as_bytes());
+        let equals = |value: &str| secrets_equal(value.as_bytes(), self.admin_auth_token.as_bytes());
         credentials.bearer().is_some_and(equals)
     }
 
@@ -134,9 +126,7 @@ fn is_holder(credentials: &Credentials<'_>, username: &str, account: Option<&Acc
     let stored = token.map_or(NO_TOKEN, str::as_bytes);
     // Longer than any name can be: do not fold what a stranger sent.
     let is_short = |name: &str| name.len() <= USERNAME_CHARS.end() * 4 * 3;
-    let is_named = |name: &str| {
-        is_short(name) && is_short(username) && fold_username(name) == fold_username(username)
-    };
+    let is_named = |name: &str| is_short(name) && is_short(username) && fold_username(name) == fold_username(username);
     credentials.matches(is_named, |secret| secrets_equal(secret, stored)) & token.is_some()
 }
 
@@ -216,23 +206,13 @@ mod tests {
     #[test]
     fn failed_attempts() {
         let mut failures = Failures::default();
-        let (one, other): (IpAddr, IpAddr) =
-            ("10.0.0.1".parse().unwrap(), "10.0.0.2".parse().unwrap());
+        let (one, other): (IpAddr, IpAddr) = ("10.0.0.1".parse().unwrap(), "10.0.0.2".parse().unwrap());
         for attempt in 0..5 {
             assert!(!failures.is_blocked(one, 0), "{attempt}");
             failures.note(one, 0);
         }
-        for (peer, now_ms, blocked) in [
-            (one, 0, true),
-            (other, 0, false),
-            (one, 199, true),
-            (one, 200, false),
-        ] {
-            assert_eq!(
-                failures.is_blocked(peer, now_ms),
-                blocked,
-                "{peer} at {now_ms}"
-            );
+        for (peer, now_ms, blocked) in [(one, 0, true), (other, 0, false), (one, 199, true), (one, 200, false)] {
+            assert_eq!(failures.is_blocked(peer, now_ms), blocked, "{peer} at {now_ms}");
         }
         failures.note(one, 200);
         assert!(failures.is_blocked(one, 200));
@@ -271,10 +251,6 @@ mod tests {
         }
         assert_eq!(failures.by_address.len(), ADDRESSES_MAX);
         failures.note(address(ADDRESSES_MAX + 11), 3_000);
-        assert_eq!(
-            failures.by_address.len(),
-            1,
-            "what has leaked out was swept"
-        );
+        assert_eq!(failures.by_address.len(), 1, "what has leaked out was swept");
     }
 }

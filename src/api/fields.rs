@@ -1,7 +1,7 @@
 //! The fields of an account as callers write them, and the rule that each must keep on its own.
 //!
-//! Owns turning a JSON object into an [`AccountEdit`] with every fault named, all at once. Both dialects are read: numbers
-//! as numbers or as texts, relations in any case. Rules that concern more than one account are `control`'s.
+//! Owns turning a JSON object into an [`AccountEdit`] with every fault named, all at once. Both dialects are read:
+//! numbers as numbers or as texts, relations in any case. Rules that concern more than one account are `control`'s.
 //!
 //! A missing field is kept (or gets its default in a new account); `null` is as good as missing in a new account and
 //! clears the field of a known one.
@@ -12,8 +12,8 @@ use crate::control::edit::{AccountEdit, Edit};
 use super::json::Json;
 use super::problem::{Fault, InvalidParam, Kind, Problem, shorten};
 use super::values::{
-    Refusal, asset_code, btp_token, btp_url, http_token, http_url, ilp_address, integer, refuse,
-    routing_relation, username,
+    Refusal, asset_code, btp_token, btp_url, http_token, http_url, ilp_address, integer, refuse, routing_relation,
+    username,
 };
 
 /// What answers show in place of a secret. It is none itself: a caller who sends back what was read means "as it was".
@@ -80,9 +80,7 @@ impl Reader {
             "ilp_address" => self.fields.edit.ilp_address = self.edit(name, value, ilp_address),
             "asset_code" => self.fields.edit.asset_code = self.required(name, value, asset_code),
             "asset_scale" => self.fields.edit.asset_scale = self.required(name, value, integer),
-            "max_packet_amount" => {
-                self.fields.edit.packet_amount_max = self.edit(name, value, integer)
-            }
+            "max_packet_amount" => self.fields.edit.packet_amount_max = self.edit(name, value, integer),
             "min_balance" => self.fields.edit.balance_min = self.edit(name, value, integer),
             "max_balance" => self.fields.edit.balance_max = self.edit(name, value, integer),
             "ilp_over_http_url" => self.fields.edit.http_url = self.edit(name, value, http_url),
@@ -103,31 +101,15 @@ impl Reader {
                     Edit::Set((url, _)) => Edit::Set(url),
                 };
             }
-            "ilp_over_btp_incoming_token" => {
-                self.fields.edit.btp_incoming_token = self.token(name, value, btp_token)
-            }
-            "ilp_over_btp_outgoing_token" => {
-                self.fields.edit.btp_outgoing_token = self.token(name, value, btp_token)
-            }
-            "settlement_engine_url" => {
-                self.fields.edit.settlement_engine_url = self.edit(name, value, http_url)
-            }
-            "settle_threshold" => {
-                self.fields.edit.settle_threshold = self.edit(name, value, integer)
-            }
+            "ilp_over_btp_incoming_token" => self.fields.edit.btp_incoming_token = self.token(name, value, btp_token),
+            "ilp_over_btp_outgoing_token" => self.fields.edit.btp_outgoing_token = self.token(name, value, btp_token),
+            "settlement_engine_url" => self.fields.edit.settlement_engine_url = self.edit(name, value, http_url),
+            "settle_threshold" => self.fields.edit.settle_threshold = self.edit(name, value, integer),
             "settle_to" => self.fields.edit.settle_to = self.edit(name, value, integer),
-            "routing_relation" => {
-                self.fields.edit.routing_relation = self.edit(name, value, routing_relation)
-            }
-            "round_trip_time" => {
-                self.fields.edit.round_trip_time_ms = self.edit(name, value, integer)
-            }
-            "amount_per_minute_limit" => {
-                self.fields.edit.amount_per_minute = self.edit(name, value, integer)
-            }
-            "packets_per_minute_limit" => {
-                self.fields.edit.packets_per_minute = self.edit(name, value, integer)
-            }
+            "routing_relation" => self.fields.edit.routing_relation = self.edit(name, value, routing_relation),
+            "round_trip_time" => self.fields.edit.round_trip_time_ms = self.edit(name, value, integer),
+            "amount_per_minute_limit" => self.fields.edit.amount_per_minute = self.edit(name, value, integer),
+            "packets_per_minute_limit" => self.fields.edit.packets_per_minute = self.edit(name, value, integer),
             known if READ_ONLY.contains(&known) => {}
             unknown => self.warn(&shorten(unknown), "is not known and was ignored"),
         }
@@ -164,12 +146,7 @@ impl Reader {
     }
 
     /// A field that has a default or may be empty.
-    fn edit<T>(
-        &mut self,
-        name: &str,
-        value: Json,
-        read: fn(&Json) -> Result<T, Refusal>,
-    ) -> Edit<T> {
+    fn edit<T>(&mut self, name: &str, value: Json, read: fn(&Json) -> Result<T, Refusal>) -> Edit<T> {
         match (value, self.purpose) {
             (Json::Null, Purpose::Create) => Edit::Keep,
             (Json::Null, Purpose::Update) => Edit::Clear,
@@ -178,36 +155,21 @@ impl Reader {
     }
 
     /// A field that every account has, and that has no default.
-    fn required<T>(
-        &mut self,
-        name: &str,
-        value: Json,
-        read: fn(&Json) -> Result<T, Refusal>,
-    ) -> Option<T> {
+    fn required<T>(&mut self, name: &str, value: Json, read: fn(&Json) -> Result<T, Refusal>) -> Option<T> {
         match (value, self.purpose) {
             (Json::Null, Purpose::Create) => None,
             // The path says it already.
             (Json::Null, Purpose::Update) if name == "username" => None,
-            (Json::Null, Purpose::Update) => {
-                self.note(name, refuse(Fault::Invalid, "cannot be cleared"))
-            }
+            (Json::Null, Purpose::Update) => self.note(name, refuse(Fault::Invalid, "cannot be cleared")),
             (value, _) => self.note(name, read(&value)),
         }
     }
 
-    fn token(
-        &mut self,
-        name: &str,
-        value: Json,
-        read: fn(&Json) -> Result<Box<str>, Refusal>,
-    ) -> Edit<Box<str>> {
+    fn token(&mut self, name: &str, value: Json, read: fn(&Json) -> Result<Box<str>, Refusal>) -> Edit<Box<str>> {
         if value == Json::Text(SECRET.into()) {
             // Else a caller who sends back what was read, or copies it to another node, would let everybody in.
             match self.purpose {
-                Purpose::Update => self.warn(
-                    name,
-                    "was kept: SECRET is what answers show in place of a token",
-                ),
+                Purpose::Update => self.warn(name, "was kept: SECRET is what answers show in place of a token"),
                 Purpose::Create => {
                     let rule = "SECRET is what answers show in place of a token, and is none";
                     self.note::<()>(name, refuse(Fault::Invalid, rule));
@@ -250,10 +212,7 @@ mod tests {
         read_account(body, purpose).map_err(|problem| {
             let response = problem.into_response(Default::default());
             let body: serde_json::Value = serde_json::from_slice(&response.body).unwrap();
-            let params = body["invalid-params"]
-                .as_array()
-                .cloned()
-                .unwrap_or_default();
+            let params = body["invalid-params"].as_array().cloned().unwrap_or_default();
             let param = |param: &serde_json::Value| {
                 format!(
                     "{} {}",
@@ -306,9 +265,7 @@ mod tests {
     #[test]
     fn null_means_missing_or_clear() {
         let base = r#""username":"alice","asset_code":"ABC","asset_scale":"9""#;
-        let body = format!(
-            r#"{{{base},"min_balance":null,"ilp_address":null,"max_packet_amount":"100"}}"#
-        );
+        let body = format!(r#"{{{base},"min_balance":null,"ilp_address":null,"max_packet_amount":"100"}}"#);
         let created = read(&body, Purpose::Create).unwrap();
         assert_eq!(created.username.as_deref(), Some("alice"));
         assert_eq!(created.edit.asset_scale, Some(9));
@@ -321,10 +278,7 @@ mod tests {
     #[test]
     fn a_password_in_the_url_becomes_the_token() {
         for (body, token) in [
-            (
-                r#"{"ilp_over_btp_url":"ws://u:secret@h/"}"#,
-                Edit::Set("secret".into()),
-            ),
+            (r#"{"ilp_over_btp_url":"ws://u:secret@h/"}"#, Edit::Set("secret".into())),
             (
                 r#"{"ilp_over_btp_outgoing_token":"other","ilp_over_btp_url":"ws://u:secret@h/"}"#,
                 Edit::Set("other".into()),
@@ -351,11 +305,7 @@ mod tests {
             fields.edit.http_incoming_token == Edit::Keep,
             "or everybody could log in as SECRET"
         );
-        let about: Vec<&str> = fields
-            .warnings
-            .iter()
-            .map(|warning| &*warning.field)
-            .collect();
+        let about: Vec<&str> = fields.warnings.iter().map(|warning| &*warning.field).collect();
         assert_eq!(about, ["colour", "ilp_over_http_incoming_token"]);
     }
 }

@@ -58,8 +58,7 @@ pub enum InvalidJson {
 pub fn parse(text: &[u8]) -> Result<Json, InvalidJson> {
     let mut patched = text.to_vec();
     let numbers = set_numbers_aside(&mut patched)?;
-    let tape =
-        simd_json::to_tape(&mut patched).map_err(|error| InvalidJson::Syntax(reason(&error)))?;
+    let tape = simd_json::to_tape(&mut patched).map_err(|error| InvalidJson::Syntax(reason(&error)))?;
     let mut reader = TapeReader {
         nodes: tape.0.iter(),
         numbers: numbers.into_iter(),
@@ -67,8 +66,8 @@ pub fn parse(text: &[u8]) -> Result<Json, InvalidJson> {
     reader.value()
 }
 
-/// Goes through the text once: checks the depth, takes the numbers out in order, leaves a `0` and blanks in their place.
-/// Whether anything may stand where it stands is for the parser to say.
+/// Goes through the text once: checks the depth, takes the numbers out in order, leaves a `0` and blanks in their
+/// place. Whether anything may stand where it stands is for the parser to say.
 fn set_numbers_aside(text: &mut [u8]) -> Result<Vec<Box<str>>, InvalidJson> {
     let mut numbers = Vec::new();
     let mut depth = 0_usize;
@@ -91,20 +90,13 @@ fn set_numbers_aside(text: &mut [u8]) -> Result<Vec<Box<str>>, InvalidJson> {
             // One too many is found by the parser.
             b'}' | b']' => depth = depth.saturating_sub(1),
             b'-' | b'0'..=b'9' => {
-                let is_part =
-                    |byte: &u8| matches!(byte, b'0'..=b'9' | b'+' | b'-' | b'.' | b'e' | b'E');
+                let is_part = |byte: &u8| matches!(byte, b'0'..=b'9' | b'+' | b'-' | b'.' | b'e' | b'E');
                 let len = text[at..].iter().take_while(|byte| is_part(byte)).count();
                 let number = &mut text[at..at + len];
                 if !is_number(number) {
                     return Err(InvalidJson::Syntax("a number is malformed".to_owned()));
                 }
-                numbers.push(
-                    number
-                        .iter()
-                        .map(|byte| char::from(*byte))
-                        .collect::<String>()
-                        .into(),
-                );
+                numbers.push(number.iter().map(|byte| char::from(*byte)).collect::<String>().into());
                 number.fill(b' ');
                 number[0] = b'0';
                 at += len;
@@ -255,10 +247,7 @@ mod tests {
             }
             Json::Object(members) => {
                 let member = |(name, value): &(Box<str>, Json)| format!("{name:?}:{}", show(value));
-                format!(
-                    "{{{}}}",
-                    members.iter().map(member).collect::<Vec<_>>().join(",")
-                )
+                format!("{{{}}}", members.iter().map(member).collect::<Vec<_>>().join(","))
             }
         }
     }
@@ -341,24 +330,15 @@ mod tests {
             };
             assert_eq!(found, expected, "{text}");
         }
-        assert!(
-            matches!(parse(b"\"\xff\""), Err(InvalidJson::Syntax(_))),
-            "not UTF-8"
-        );
+        assert!(matches!(parse(b"\"\xff\""), Err(InvalidJson::Syntax(_))), "not UTF-8");
     }
 
     #[test]
     fn depth() {
         let nested = |depth: usize| "[".repeat(depth) + &"]".repeat(depth);
         assert!(parse(nested(DEPTH_MAX).as_bytes()).is_ok());
-        assert_eq!(
-            parse(nested(DEPTH_MAX + 1).as_bytes()),
-            Err(InvalidJson::TooDeep)
-        );
-        assert_eq!(
-            parse("[".repeat(1_000_000).as_bytes()),
-            Err(InvalidJson::TooDeep)
-        );
+        assert_eq!(parse(nested(DEPTH_MAX + 1).as_bytes()), Err(InvalidJson::TooDeep));
+        assert_eq!(parse("[".repeat(1_000_000).as_bytes()), Err(InvalidJson::TooDeep));
     }
 
     proptest! {

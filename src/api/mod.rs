@@ -1,9 +1,9 @@
 //! The HTTP API: what an operator and the holders of accounts may ask of the node and change about it.
 //!
 //! Owns the way of one call: path, method, size, credentials, content type, JSON, and what is answered or refused, in
-//! this order. [`path`] names resources, [`auth`] admits callers, [`json`], [`fields`] and [`values`] read bodies, [`problem`] says
-//! no; one file per group of calls does the rest. Leaves connections and HTTP's own framing to the shards, which hand
-//! over whole requests, and every effect to [`crate::control`].
+//! this order. [`path`] names resources, [`auth`] admits callers, [`json`], [`fields`] and [`values`] read bodies,
+//! [`problem`] says no; one file per group of calls does the rest. Leaves connections and HTTP's own framing to the
+//! shards, which hand over whole requests, and every effect to [`crate::control`].
 //!
 //! Always: a handler may wait (for the disk, for all shards, for packets in flight), so it runs on a thread of its own
 //! and never on a shard; a call that was refused has changed nothing; no answer and no log line holds a secret.
@@ -52,8 +52,7 @@ pub fn serve(api: &Api, requests: &Receiver<Pending>) {
         let response = catch_unwind(AssertUnwindSafe(|| api.handle(&request)));
         respond(response.unwrap_or_else(|_| {
             tracing::error!(target: "api", method = request.method, "a call failed in the program");
-            Problem::new(Kind::Internal, "the call failed in the program")
-                .into_response(wall_clock())
+            Problem::new(Kind::Internal, "the call failed in the program").into_response(wall_clock())
         }));
     }
 }
@@ -79,17 +78,9 @@ impl Api {
     }
 
     /// The same at a given time: of the wall, and monotonic in milliseconds.
-    fn answer(
-        &self,
-        request: &ApiRequest,
-        now: Timestamp,
-        now_ms: u64,
-    ) -> Result<ApiResponse, Problem> {
+    fn answer(&self, request: &ApiRequest, now: Timestamp, now_ms: u64) -> Result<ApiResponse, Problem> {
         let Some((resource, query)) = Resource::parse(&request.target) else {
-            return Err(Problem::new(
-                Kind::NotFound,
-                "there is nothing under this path",
-            ));
+            return Err(Problem::new(Kind::NotFound, "there is nothing under this path"));
         };
         let method = match request.method.as_str() {
             "GET" | "HEAD" => Some(Method::Get),
@@ -108,17 +99,11 @@ impl Api {
             _ => None,
         };
         let Some(method) = method.filter(|method| resource.methods().contains(method)) else {
-            let problem = Problem::new(
-                Kind::MethodNotAllowed,
-                "this path has other methods, see Allow",
-            );
+            let problem = Problem::new(Kind::MethodNotAllowed, "this path has other methods, see Allow");
             return Err(problem.with_header("allow", resource.allow()));
         };
         if request.body.len() > resource.body_bytes_max() {
-            let detail = format!(
-                "the body may have at most {} bytes",
-                resource.body_bytes_max()
-            );
+            let detail = format!("the body may have at most {} bytes", resource.body_bytes_max());
             return Err(Problem::new(Kind::PayloadTooLarge, detail).closing());
         }
         let control = &*self.control;
@@ -149,21 +134,14 @@ impl Api {
                 match (resource, method) {
                     (Resource::Accounts, Method::Get) => accounts::list(control, query),
                     (Resource::Accounts, _) => accounts::create(control, request, now),
-                    (Resource::Account(username), Method::Put) => {
-                        accounts::update(control, request, &username)
-                    }
+                    (Resource::Account(username), Method::Put) => accounts::update(control, request, &username),
                     (Resource::Account(username), _) => accounts::delete(control, &username, query),
                     (Resource::StaticRoutes, _) => routes::replace(control, request),
-                    (Resource::StaticRoute(prefix), Method::Put) => {
-                        routes::set(control, request, &prefix)
-                    }
+                    (Resource::StaticRoute(prefix), Method::Put) => routes::set(control, request, &prefix),
                     (Resource::StaticRoute(prefix), _) => routes::remove(control, &prefix),
                     (Resource::Rates, _) => rates::replace(control, request),
                     (Resource::Audit, _) => node::audit(control),
-                    _ => Err(Problem::new(
-                        Kind::Internal,
-                        "this call is admitted and has no handler",
-                    )),
+                    _ => Err(Problem::new(Kind::Internal, "this call is admitted and has no handler")),
                 }
             }
         }
@@ -178,11 +156,7 @@ fn read_json(request: &ApiRequest) -> Result<Json, Problem> {
 
 /// Any `application/*` or none at all: command-line clients send the type of forms.
 fn check_content_type(request: &ApiRequest) -> Result<(), Problem> {
-    let Some((_, value)) = request
-        .headers
-        .iter()
-        .find(|(name, _)| name == "content-type")
-    else {
+    let Some((_, value)) = request.headers.iter().find(|(name, _)| name == "content-type") else {
         return Ok(());
     };
     let value = String::from_utf8_lossy(value);
@@ -192,10 +166,7 @@ fn check_content_type(request: &ApiRequest) -> Result<(), Problem> {
         .split_once('/')
         .is_some_and(|(kind, _)| kind.trim().eq_ignore_ascii_case("application"));
     if !is_application {
-        return Err(Problem::new(
-            Kind::UnsupportedMediaType,
-            "expected application/json",
-        ));
+        return Err(Problem::new(Kind::UnsupportedMediaType, "expected application/json"));
     }
     for parameter in parts {
         let Some((name, value)) = parameter.split_once('=') else {
@@ -203,10 +174,7 @@ fn check_content_type(request: &ApiRequest) -> Result<(), Problem> {
         };
         let charset = value.trim().trim_matches('"');
         if name.trim().eq_ignore_ascii_case("charset") && !charset.eq_ignore_ascii_case("utf-8") {
-            return Err(Problem::new(
-                Kind::BadRequest,
-                "the charset of JSON is utf-8",
-            ));
+            return Err(Problem::new(Kind::BadRequest, "the charset of JSON is utf-8"));
         }
     }
     Ok(())
@@ -235,8 +203,6 @@ fn log_access(request: &ApiRequest, response: &ApiResponse) {
 
 /// The cold half's clock: a call reads it once.
 fn wall_clock() -> Timestamp {
-    let since_1970 = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
+    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     Timestamp::from_millis(u64::try_from(since_1970.as_millis()).unwrap_or(u64::MAX))
 }

@@ -51,7 +51,8 @@ pub fn health(control: &Control) -> ApiResponse {
 ///
 /// Amounts are integers in units of the asset at its scale. `balances` is positive where we owe the holders more than
 /// they owe us; `position` is what the connector has gained (positive) or paid (negative). The asset adds up if their
-/// sum is zero, and the book does if every asset does. A book that does not is answered with 200 as well: the call worked.
+/// sum is zero, and the book does if every asset does. A book that does not is answered with 200 as well: the call
+/// worked.
 pub fn audit(control: &Control) -> Result<ApiResponse, Problem> {
     #[derive(Serialize)]
     struct Book<'a> {

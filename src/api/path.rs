@@ -1,8 +1,8 @@
 //! Which resource a request target names, and what may be done with it.
 //!
 //! Owns the paths of the API: percent-decoding, the trailing slash, the methods of each resource, and how large a body
-//! each takes. Leaves the packets' own paths to the shards; they are known here so that a wrong method on them is 405 and
-//! not 404.
+//! each takes. Leaves the packets' own paths to the shards; they are known here so that a wrong method on them is 405
+//! and not 404.
 
 /// 64 KiB: accounts and settings.
 pub const BODY_BYTES_MAX: usize = 64 * 1024;
@@ -78,9 +78,7 @@ impl Resource {
         match self {
             Self::Accounts => &[Method::Get, Method::Post],
             Self::Account(_) => &[Method::Get, Method::Put, Method::Delete],
-            Self::Node | Self::Balance(_) | Self::Btp | Self::Routes | Self::Audit => {
-                &[Method::Get]
-            }
+            Self::Node | Self::Balance(_) | Self::Btp | Self::Routes | Self::Audit => &[Method::Get],
             Self::Packets => &[Method::Post],
             Self::StaticRoutes => &[Method::Put],
             Self::StaticRoute(_) => &[Method::Put, Method::Delete],
@@ -153,10 +151,7 @@ mod tests {
             ("/accounts/", Some((Accounts, ""))),
             ("/accounts//", None),
             ("//accounts", None),
-            (
-                "/accounts?limit=1&after=a",
-                Some((Accounts, "limit=1&after=a")),
-            ),
+            ("/accounts?limit=1&after=a", Some((Accounts, "limit=1&after=a"))),
             ("/accounts/alice", Some((Account("alice".into()), ""))),
             ("/accounts/%61lice/", Some((Account("alice".into()), ""))),
             ("/accounts/Zo%C3%AB", Some((Account("Zoë".into()), ""))),
@@ -167,10 +162,7 @@ mod tests {
             ("/accounts/%6", None),
             ("/accounts/%zz", None),
             ("/accounts/%+1", None),
-            (
-                "/accounts/alice/balance",
-                Some((Balance("alice".into()), "")),
-            ),
+            ("/accounts/alice/balance", Some((Balance("alice".into()), ""))),
             ("/accounts/alice/ilp", Some((Packets, ""))),
             ("/accounts/alice/ilp/btp", Some((Btp, ""))),
             ("/accounts/alice/other", None),
@@ -202,21 +194,13 @@ mod tests {
         for (target, allow, body) in [
             ("/", "GET, HEAD, OPTIONS", BODY_BYTES_MAX),
             ("/accounts", "GET, HEAD, POST, OPTIONS", BODY_BYTES_MAX),
-            (
-                "/accounts/alice",
-                "GET, HEAD, PUT, DELETE, OPTIONS",
-                BODY_BYTES_MAX,
-            ),
+            ("/accounts/alice", "GET, HEAD, PUT, DELETE, OPTIONS", BODY_BYTES_MAX),
             ("/ilp", "POST, OPTIONS", BODY_BYTES_MAX),
             ("/routes/static", "PUT, OPTIONS", MAP_BODY_BYTES_MAX),
             ("/routes/static/g", "PUT, DELETE, OPTIONS", BODY_BYTES_MAX),
             ("/rates", "GET, HEAD, PUT, OPTIONS", MAP_BODY_BYTES_MAX),
         ] {
-            assert_eq!(
-                Resource::parse(target).unwrap().0.allow(),
-                allow,
-                "{target}"
-            );
+            assert_eq!(Resource::parse(target).unwrap().0.allow(), allow, "{target}");
             assert_eq!(body_max(target), body, "{target}");
         }
         assert_eq!(body_max("/unknown"), BODY_BYTES_MAX);

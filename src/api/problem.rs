@@ -61,12 +61,7 @@ impl Kind {
             Self::AssetInUse => (409, "asset_in_use", "Conflict", None),
             Self::PacketsInFlight => (409, "packets_in_flight", "Conflict", None),
             Self::PayloadTooLarge => (413, "payload_too_large", "Payload Too Large", None),
-            Self::UnsupportedMediaType => (
-                415,
-                "unsupported_media_type",
-                "Unsupported Media Type",
-                None,
-            ),
+            Self::UnsupportedMediaType => (415, "unsupported_media_type", "Unsupported Media Type", None),
             Self::UpgradeRequired => (426, "upgrade_required", "Upgrade Required", None),
             Self::TooManyRequests => (429, "too_many_requests", "Too Many Requests", None),
             Self::Internal => (500, "internal", "Internal Server Error", None),
@@ -210,17 +205,14 @@ impl From<ControlError> for Problem {
             ControlError::AssetInUse => Kind::AssetInUse,
             ControlError::BalanceNotZero { .. } => Kind::BalanceNotZero,
             ControlError::PacketsInFlight => Kind::PacketsInFlight,
-            ControlError::TooManyAssets
-            | ControlError::TooManyAccounts
-            | ControlError::TooManyRoutes { .. } => Kind::BadRequest,
+            ControlError::TooManyAssets | ControlError::TooManyAccounts | ControlError::TooManyRoutes { .. } => {
+                Kind::BadRequest
+            }
             ControlError::NotReady { .. } => Kind::NotReady,
             ControlError::Internal(reason) => {
                 // The caller is not told what is inside; the operator is.
                 tracing::error!(target: "api", %reason, "a change was refused by the store");
-                return Self::new(
-                    Kind::Internal,
-                    "the change could not be made; nothing was changed",
-                );
+                return Self::new(Kind::Internal, "the change could not be made; nothing was changed");
             }
         };
         let problem = Self::new(kind, error.to_string());
@@ -314,15 +306,7 @@ mod tests {
                 + r#"{"name":"min_balance","type":"out_of_range"}]}"#
         );
         let response = Problem::unauthorized("no").into_response(now);
-        assert!(
-            response
-                .headers
-                .contains(&("www-authenticate", "Bearer".to_owned()))
-        );
-        assert!(
-            !String::from_utf8(response.body)
-                .unwrap()
-                .contains("invalid-params")
-        );
+        assert!(response.headers.contains(&("www-authenticate", "Bearer".to_owned())));
+        assert!(!String::from_utf8(response.body).unwrap().contains("invalid-params"));
     }
 }

@@ -1,7 +1,7 @@
 //! The calls about exchange rates: read all, replace all.
 //!
-//! Owns reading and writing the map of asset codes to rates. Rates are kept exactly as given; only the answer shows them
-//! as floats. In a map answer every member is read as an asset, so nothing may be added to it.
+//! Owns reading and writing the map of asset codes to rates. Rates are kept exactly as given; only the answer shows
+//! them as floats. In a map answer every member is read as an asset, so nothing may be added to it.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -30,10 +30,7 @@ pub fn replace(control: &Control, request: &ApiRequest) -> Result<ApiResponse, P
 
 fn read_rates(body: Json) -> Result<Rates, Problem> {
     let Json::Object(members) = body else {
-        let detail = format!(
-            "expected an object of asset codes and rates, found {}",
-            body.kind()
-        );
+        let detail = format!("expected an object of asset codes and rates, found {}", body.kind());
         return Err(Problem::new(Kind::JsonData, detail));
     };
     let mut by_code = BTreeMap::new();
@@ -55,10 +52,7 @@ fn read_rates(body: Json) -> Result<Rates, Problem> {
                 Entry::Vacant(entry) => {
                     entry.insert(rate);
                 }
-                Entry::Occupied(_) => refuse(
-                    Fault::Invalid,
-                    "is there twice: codes are in upper case".to_owned(),
-                ),
+                Entry::Occupied(_) => refuse(Fault::Invalid, "is there twice: codes are in upper case".to_owned()),
             },
         }
     }

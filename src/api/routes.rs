@@ -27,22 +27,15 @@ pub fn list(control: &Control) -> ApiResponse {
 pub fn replace(control: &Control, request: &ApiRequest) -> Result<ApiResponse, Problem> {
     let body = read_json(request)?;
     let Json::Object(members) = body else {
-        let detail = format!(
-            "expected an object of prefixes and user names, found {}",
-            body.kind()
-        );
+        let detail = format!("expected an object of prefixes and user names, found {}", body.kind());
         return Err(Problem::new(Kind::JsonData, detail));
     };
     let mut routes = BTreeMap::new();
     for (given, username) in members {
-        let invalid =
-            |rule: String| Problem::field(Kind::JsonData, &shorten(&given), Fault::Invalid, rule);
+        let invalid = |rule: String| Problem::field(Kind::JsonData, &shorten(&given), Fault::Invalid, rule);
         let prefix = check_prefix(&given).map_err(|error| invalid(error.to_string()))?;
         let Json::Text(username) = username else {
-            return Err(invalid(format!(
-                "expected a user name, found {}",
-                username.kind()
-            )));
+            return Err(invalid(format!("expected a user name, found {}", username.kind())));
         };
         check_username(&username)?;
         if routes.insert(Arc::from(prefix), username).is_some() {
@@ -51,9 +44,7 @@ pub fn replace(control: &Control, request: &ApiRequest) -> Result<ApiResponse, P
             ));
         }
     }
-    Ok(json_answer(&RoutesAnswer(
-        &control.set_static_routes(routes)?,
-    )))
+    Ok(json_answer(&RoutesAnswer(&control.set_static_routes(routes)?)))
 }
 
 /// `PUT /routes/static/:prefix`
@@ -106,10 +97,6 @@ struct RoutesAnswer<'a>(&'a [Route]);
 
 impl Serialize for RoutesAnswer<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_map(
-            self.0
-                .iter()
-                .map(|(prefix, account)| (&**prefix, &*account.username)),
-        )
+        serializer.collect_map(self.0.iter().map(|(prefix, account)| (&**prefix, &*account.username)))
     }
 }

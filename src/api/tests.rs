@@ -17,8 +17,9 @@ use super::*;
 const ADMIN: &str = "the admin token";
 const ADMIN_VALUE: &str = "Bearer the admin token";
 
-/// A call, who makes it, the body, the status, and what the answer has to contain. The caller is `admin`, `-` for nobody,
-/// or an `Authorization` value. A part that begins with `!` must not be there; one with `@` is a header, `@name: value`.
+/// A call, who makes it, the body, the status, and what the answer has to contain. The caller is `admin`, `-` for
+/// nobody, or an `Authorization` value. A part that begins with `!` must not be there; one with `@` is a header,
+/// `@name: value`.
 type Row<'a> = (&'a str, &'a str, &'a str, u16, &'a [&'a str]);
 
 struct Caller {
@@ -59,12 +60,7 @@ impl Caller {
         }
     }
 
-    fn call(
-        &mut self,
-        call: &str,
-        caller: &str,
-        body: &str,
-    ) -> (u16, String, Vec<(&'static str, String)>) {
+    fn call(&mut self, call: &str, caller: &str, body: &str) -> (u16, String, Vec<(&'static str, String)>) {
         let request = self.request(call, caller, body);
         show(self.api.handle(&request))
     }
@@ -72,8 +68,7 @@ impl Caller {
     fn check(&mut self, rows: &[Row<'_>]) {
         for (call, caller, body, status, parts) in rows {
             let (found, answer, headers) = self.call(call, caller, body);
-            let row =
-                format!("{call} by {caller} with {body:.200}: {found} {headers:?} {answer:.800}");
+            let row = format!("{call} by {caller} with {body:.200}: {found} {headers:?} {answer:.800}");
             assert_eq!(found, *status, "{row}");
             for part in *parts {
                 if let Some(absent) = part.strip_prefix('!') {
@@ -89,10 +84,7 @@ impl Caller {
                 }
             }
             if *status >= 400 && call.split(' ').nth(1) != Some("/") {
-                assert!(
-                    answer.contains(&format!("\"status\":{status},\"code\":\"")),
-                    "{row}"
-                );
+                assert!(answer.contains(&format!("\"status\":{status},\"code\":\"")), "{row}");
                 assert!(answer.contains("\"datetime\":\"20"), "{row}");
             }
         }
@@ -111,16 +103,14 @@ fn show(response: ApiResponse) -> (u16, String, Vec<(&'static str, String)>) {
     )
 }
 
-const ALICE: &str = r#"{"username":"alice","asset_code":"abc","asset_scale":9,"ilp_over_http_incoming_token":"alice-pw"}"#;
+const ALICE: &str =
+    r#"{"username":"alice","asset_code":"abc","asset_scale":9,"ilp_over_http_incoming_token":"alice-pw"}"#;
 const BOB: &str = r#"{"username":"bob","asset_code":"XYZ","asset_scale":"2","ilp_over_http_incoming_token":"bob:pw"}"#;
 
 #[test]
 fn creating_accounts() {
-    let minimum =
-        |name: &str| format!(r#"{{"username":"{name}","asset_code":"ABC","asset_scale":9}}"#);
-    let plus = |name: &str, more: &str| {
-        format!(r#"{{"username":"{name}","asset_code":"ABC","asset_scale":9,{more}}}"#)
-    };
+    let minimum = |name: &str| format!(r#"{{"username":"{name}","asset_code":"ABC","asset_scale":9}}"#);
+    let plus = |name: &str, more: &str| format!(r#"{{"username":"{name}","asset_code":"ABC","asset_scale":9,{more}}}"#);
     let mut caller = Caller::new();
     caller.check(&[
         (
@@ -238,11 +228,7 @@ fn effects_come_in_order() {
             r#"{"g":"alice","example.b":"alice"}"#,
             "route:example.b=0 route:g=0",
         ),
-        (
-            "PUT /routes/static",
-            r#"{"g":"alice"}"#,
-            "no-route:example.b",
-        ),
+        ("PUT /routes/static", r#"{"g":"alice"}"#, "no-route:example.b"),
         ("PUT /routes/static/g", "alice", ""),
         ("PUT /rates", r#"{"ABC":1}"#, "rates:1"),
         (
@@ -258,11 +244,7 @@ fn effects_come_in_order() {
     ] {
         let (status, answer, _) = caller.call(call, "admin", body);
         assert_eq!(status, 200, "{call} {body}: {answer}");
-        assert_eq!(
-            caller.node.shards.take_published(),
-            published,
-            "{call} {body}"
-        );
+        assert_eq!(caller.node.shards.take_published(), published, "{call} {body}");
     }
 }
 
@@ -316,11 +298,7 @@ fn who_may_call() {
     ]);
     for (call, body, holder_status, stranger_status) in calls {
         for holder in &holders {
-            assert_eq!(
-                caller.call(call, holder, body).0,
-                holder_status,
-                "{call} by {holder}"
-            );
+            assert_eq!(caller.call(call, holder, body).0, holder_status, "{call} by {holder}");
         }
         for stranger in &strangers {
             let (status, answer, headers) = caller.call(call, stranger, body);
@@ -349,13 +327,7 @@ fn who_may_call() {
         ("GET /accounts/nobody/balance", "-", "", 401, &[]),
         ("GET /accounts/x", "admin", "", 404, &["account_not_found"]),
         ("GET /accounts/%61lice", "admin", "", 200, &[]),
-        (
-            "GET /accounts/Alice/",
-            "admin",
-            "",
-            200,
-            &[r#""username":"alice""#],
-        ),
+        ("GET /accounts/Alice/", "admin", "", 200, &[r#""username":"alice""#]),
         // Nobody can log in to an account without a token.
         (
             "PUT /accounts/bob",
@@ -368,14 +340,8 @@ fn who_may_call() {
         ("GET /accounts/bob", "Bearer \0", "", 401, &[]),
     ]);
     let mut twice = caller.request("GET /accounts/alice", "admin", "");
-    twice
-        .headers
-        .push(("authorization".to_owned(), ADMIN_VALUE.into()));
-    assert_eq!(
-        caller.api.handle(&twice).status,
-        400,
-        "two Authorization headers"
-    );
+    twice.headers.push(("authorization".to_owned(), ADMIN_VALUE.into()));
+    assert_eq!(caller.api.handle(&twice).status, 400, "two Authorization headers");
 }
 
 #[test]
@@ -388,10 +354,7 @@ fn guessing_is_slowed_down() {
             Ok(response) => response.status,
             Err(problem) => {
                 let (status, _, headers) = show(problem.into_response(Timestamp::default()));
-                assert_eq!(
-                    status == 429,
-                    headers.contains(&("retry-after", "1".to_owned()))
-                );
+                assert_eq!(status == 429, headers.contains(&("retry-after", "1".to_owned())));
                 status
             }
         }
@@ -406,11 +369,7 @@ fn guessing_is_slowed_down() {
         (ADMIN_VALUE, 10, "192.0.2.2", 200), // others are not concerned
         (ADMIN_VALUE, 1_010, "192.0.2.1", 200),
     ] {
-        assert_eq!(
-            attempt(value, now_ms, peer),
-            status,
-            "{value} at {now_ms} from {peer}"
-        );
+        assert_eq!(attempt(value, now_ms, peer), status, "{value} at {now_ms} from {peer}");
     }
 }
 
@@ -424,28 +383,16 @@ fn paths_methods_and_bodies() {
             "-",
             "",
             404,
-            &[
-                r#""code":"not_found""#,
-                "@content-type: application/problem+json",
-            ],
+            &[r#""code":"not_found""#, "@content-type: application/problem+json"],
         ),
-        (
-            "GET /accounts/a%2Fb",
-            "admin",
-            "",
-            404,
-            &[r#""code":"not_found""#],
-        ),
+        ("GET /accounts/a%2Fb", "admin", "", 404, &[r#""code":"not_found""#]),
         ("GET /accounts/%ff", "admin", "", 404, &[]),
         (
             "PATCH /accounts",
             "admin",
             "",
             405,
-            &[
-                "@allow: GET, HEAD, POST, OPTIONS",
-                r#""code":"method_not_allowed""#,
-            ],
+            &["@allow: GET, HEAD, POST, OPTIONS", r#""code":"method_not_allowed""#],
         ),
         ("DELETE /accounts", "-", "", 405, &[]),
         (
@@ -458,27 +405,9 @@ fn paths_methods_and_bodies() {
         ("POST /", "-", "", 405, &[]),
         ("GET /ilp", "-", "", 405, &["@allow: POST, OPTIONS"]),
         ("GET /accounts/alice/ilp", "-", "", 405, &[]),
-        (
-            "GET /accounts/alice/ilp/btp",
-            "-",
-            "",
-            426,
-            &["@upgrade: websocket"],
-        ),
-        (
-            "GET /routes/static",
-            "-",
-            "",
-            405,
-            &["@allow: PUT, OPTIONS"],
-        ),
-        (
-            "OPTIONS /rates",
-            "-",
-            "",
-            204,
-            &["@allow: GET, HEAD, PUT, OPTIONS"],
-        ),
+        ("GET /accounts/alice/ilp/btp", "-", "", 426, &["@upgrade: websocket"]),
+        ("GET /routes/static", "-", "", 405, &["@allow: PUT, OPTIONS"]),
+        ("OPTIONS /rates", "-", "", 204, &["@allow: GET, HEAD, PUT, OPTIONS"]),
         ("OPTIONS /accounts/nobody", "-", "", 204, &[]),
         ("OPTIONS /nothing", "-", "", 404, &[]),
         ("HEAD /", "-", "", 200, &[]),
@@ -509,15 +438,11 @@ fn paths_methods_and_bodies() {
         ("\u{ff}", 415),
     ] {
         let mut request = caller.request("PUT /rates", "admin", "{}");
-        request
-            .headers
-            .push(("content-type".to_owned(), content_type.into()));
+        request.headers.push(("content-type".to_owned(), content_type.into()));
         assert_eq!(caller.api.handle(&request).status, status, "{content_type}");
         // A name as text may have any type.
         request = caller.request("PUT /routes/static/g", "admin", "nobody");
-        request
-            .headers
-            .push(("content-type".to_owned(), content_type.into()));
+        request.headers.push(("content-type".to_owned(), content_type.into()));
         assert_eq!(caller.api.handle(&request).status, 404, "{content_type}");
     }
     let request = caller.request("POST /accounts", "admin", &too_large);
@@ -533,13 +458,7 @@ fn changing_accounts() {
     caller.check(&[
         ("POST /accounts", "admin", ALICE, 200, &[]),
         ("POST /accounts", "admin", BOB, 200, &[]),
-        (
-            "PUT /accounts/nobody",
-            "admin",
-            "{}",
-            404,
-            &["account_not_found"],
-        ),
+        ("PUT /accounts/nobody", "admin", "{}", 404, &["account_not_found"]),
         (
             "PUT /accounts/alice",
             "admin",
@@ -722,13 +641,7 @@ fn changing_accounts() {
         },
     );
     caller.check(&[
-        (
-            "GET /accounts/alice",
-            "admin",
-            "",
-            200,
-            &[r#""btp":"connected""#],
-        ),
+        ("GET /accounts/alice", "admin", "", 200, &[r#""btp":"connected""#]),
         (
             "PUT /accounts/alice",
             "admin",
@@ -771,18 +684,14 @@ fn changing_accounts() {
         409,
         &[r#""code":"asset_in_use""#],
     )]);
-    assert_eq!(
-        caller.node.shards.take_published(),
-        "",
-        "the account was not disturbed"
-    );
+    assert_eq!(caller.node.shards.take_published(), "", "the account was not disturbed");
 }
 
 #[test]
 fn deleting_accounts() {
     let mut caller = Caller::new();
-    let parent =
-        r#"{"username":"up","asset_code":"ABC","asset_scale":9,"routing_relation":"Parent"}"#;
+    let parent = r#"{"username":"up","asset_code":"ABC","asset_scale":9,"routing_relation":"Parent",
+        "ilp_over_http_url":"http://h/"}"#;
     caller.check(&[
         ("POST /accounts", "admin", ALICE, 200, &[]),
         ("POST /accounts", "admin", BOB, 200, &[]),
@@ -794,13 +703,7 @@ fn deleting_accounts() {
             200,
             &[],
         ),
-        (
-            "DELETE /accounts/nobody",
-            "admin",
-            "",
-            404,
-            &["account_not_found"],
-        ),
+        ("DELETE /accounts/nobody", "admin", "", 404, &["account_not_found"]),
         (
             "DELETE /accounts/alice?force=maybe",
             "admin",
@@ -838,13 +741,7 @@ fn deleting_accounts() {
             409,
             &[r#""code":"packets_in_flight""#],
         ),
-        (
-            "PUT /accounts/alice",
-            "admin",
-            r#"{"min_balance":0}"#,
-            200,
-            &[],
-        ),
+        ("PUT /accounts/alice", "admin", r#"{"min_balance":0}"#, 200, &[]),
     ]);
     assert_eq!(
         caller.node.shards.take_published(),
@@ -868,7 +765,7 @@ fn deleting_accounts() {
         ("GET /ledger/audit", "admin", "", 200, &[
             r#"{"adds_up":true,"assets":[{"asset_code":"ABC","asset_scale":9,"accounts":1,"balances":0,"position":0,"adds_up":true}"#,
         ]),
-        ("DELETE /accounts/up", "admin", "", 200, &[r#""removed_routes":[""]}"#, "!written_off"]),
+        ("DELETE /accounts/up", "admin", "", 200, &[r#""links":{"http":null,"btp":null}"#, r#""removed_routes":[""]}"#, "!written_off"]),
         ("POST /accounts", "admin", ALICE, 200, &[]),
         ("DELETE /accounts/bob?force=false", "admin", "", 200, &[r#""removed_routes":["g.b"]"#]),
     ]);
@@ -887,13 +784,7 @@ fn balances() {
     ]);
     let alice = caller.id_of("alice");
     caller.node.book.credit(alice, 77);
-    caller.check(&[(
-        "GET /accounts/alice/balance",
-        "admin",
-        "",
-        200,
-        &[r#"{"balance":77,"#],
-    )]);
+    caller.check(&[("GET /accounts/alice/balance", "admin", "", 200, &[r#"{"balance":77,"#])]);
     caller.node.shards.set_state(
         alice,
         AccountState {
@@ -928,13 +819,7 @@ fn balances() {
             200,
             &[r#"{"asset_code":"ABC","balance":-5e-7}"#],
         ),
-        (
-            "GET /accounts/alice/balance?format=x",
-            "admin",
-            "",
-            400,
-            &["format"],
-        ),
+        ("GET /accounts/alice/balance?format=x", "admin", "", 400, &["format"]),
     ]);
     caller.node.shards.set_state(
         alice,
@@ -967,10 +852,7 @@ fn listing_accounts() {
     let mut caller = Caller::new();
     for (name, more) in [
         ("Dave", ""),
-        (
-            "alice",
-            r#","routing_relation":"Peer","ilp_address":"example.peers.a""#,
-        ),
+        ("alice", r#","routing_relation":"Peer","ilp_address":"example.peers.a""#),
         ("Bob", r#","ilp_address":"example.peersx""#),
         ("carol", r#","asset_scale":2"#),
     ] {
@@ -981,11 +863,7 @@ fn listing_accounts() {
         };
         let code = if name == "carol" { "XYZ" } else { "ABC" };
         let body = format!(r#"{{"username":"{name}","asset_code":"{code}"{scale}{more}}}"#);
-        assert_eq!(
-            caller.call("POST /accounts", "admin", &body).0,
-            200,
-            "{body}"
-        );
+        assert_eq!(caller.call("POST /accounts", "admin", &body).0, 200, "{body}");
     }
     for (query, names, next) in [
         ("", "alice Bob carol Dave", None),
@@ -1121,30 +999,12 @@ fn rates() {
             &["ABC: expected a number above 0, found null; XYZ: "],
         ),
         ("PUT /rates", "admin", r#"{"ABC":"inf"}"#, 400, &[]),
-        (
-            "PUT /rates",
-            "admin",
-            r#"{"ABC":1,"abc":2}"#,
-            400,
-            &["there twice"],
-        ),
-        (
-            "PUT /rates",
-            "admin",
-            r#"{"ABC":1,"ABC":2}"#,
-            400,
-            &["there twice"],
-        ),
+        ("PUT /rates", "admin", r#"{"ABC":1,"abc":2}"#, 400, &["there twice"]),
+        ("PUT /rates", "admin", r#"{"ABC":1,"ABC":2}"#, 400, &["there twice"]),
         ("PUT /rates", "admin", r#"{"":1}"#, 400, &[]),
         ("PUT /rates", "admin", r#"{"ABC":1e400}"#, 400, &[]),
         ("PUT /rates", "admin", "7", 400, &["found a number"]),
-        (
-            "PUT /rates",
-            "admin",
-            &too_many_digits,
-            400,
-            &["40 significant digits"],
-        ),
+        ("PUT /rates", "admin", &too_many_digits, 400, &["40 significant digits"]),
         ("GET /rates", "-", "", 200, &[r#"{"ABC":1.0,"#]),
         (
             "PUT /rates",
@@ -1233,13 +1093,7 @@ fn a_node_that_cannot_commit_says_so_and_changes_nothing() {
                 "!reason",
             ],
         ),
-        (
-            "GET /ledger/audit",
-            "admin",
-            "",
-            200,
-            &[r#"{"adds_up":true,"#],
-        ),
+        ("GET /ledger/audit", "admin", "", 200, &[r#"{"adds_up":true,"#]),
     ]);
     caller.node.book.lose_a_unit();
     caller.check(&[("GET /ledger/audit", "admin", "", 200, &[
@@ -1260,37 +1114,16 @@ fn a_node_that_cannot_commit_says_so_and_changes_nothing() {
             ],
         ),
         ("POST /accounts", "admin", BOB, 503, not_ready),
-        (
-            "PUT /accounts/alice",
-            "admin",
-            r#"{"min_balance":1}"#,
-            503,
-            not_ready,
-        ),
+        ("PUT /accounts/alice", "admin", r#"{"min_balance":1}"#, 503, not_ready),
         ("DELETE /accounts/alice", "admin", "", 503, not_ready),
-        (
-            "PUT /routes/static",
-            "admin",
-            r#"{"g":"alice"}"#,
-            503,
-            not_ready,
-        ),
+        ("PUT /routes/static", "admin", r#"{"g":"alice"}"#, 503, not_ready),
         ("PUT /rates", "admin", r#"{"ABC":1}"#, 503, not_ready),
-        (
-            "GET /accounts/alice",
-            "admin",
-            "",
-            200,
-            &[r#""min_balance":null"#],
-        ),
+        ("GET /accounts/alice", "admin", "", 200, &[r#""min_balance":null"#]),
         ("GET /rates", "-", "", 200, &["{}"]),
     ]);
     assert_eq!(caller.node.shards.take_published(), "");
 
-    for (readiness, reason) in [
-        (Readiness::Starting, "starting"),
-        (Readiness::Stopping, "stopping"),
-    ] {
+    for (readiness, reason) in [(Readiness::Starting, "starting"), (Readiness::Stopping, "stopping")] {
         let mut caller = Caller::new();
         caller.node.control.set_readiness(readiness);
         caller.check(&[
@@ -1307,9 +1140,7 @@ fn a_name_is_given_once_however_many_ask() {
     let mut caller = Caller::on(node);
     let request = caller.request("POST /accounts", "admin", ALICE);
     let statuses: Vec<u16> = std::thread::scope(|scope| {
-        let calls: Vec<_> = (0..8)
-            .map(|_| scope.spawn(|| api.handle(&request).status))
-            .collect();
+        let calls: Vec<_> = (0..8).map(|_| scope.spawn(|| api.handle(&request).status)).collect();
         calls.into_iter().map(|call| call.join().unwrap()).collect()
     });
     assert_eq!(
@@ -1332,8 +1163,7 @@ fn requests_are_served_until_there_can_be_no_more() {
     for call in ["GET /", "GET /nothing"] {
         let answered = answered.clone();
         let request = caller.request(call, "-", "");
-        let respond =
-            Box::new(move |response: ApiResponse| answered.send(response.status).unwrap());
+        let respond = Box::new(move |response: ApiResponse| answered.send(response.status).unwrap());
         pending.send(Pending { request, respond }).unwrap();
     }
     drop(pending);

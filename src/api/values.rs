@@ -30,10 +30,7 @@ pub fn refuse<T>(fault: Fault, rule: impl Into<String>) -> Result<T, Refusal> {
 fn text(value: &Json) -> Result<&str, Refusal> {
     match value {
         Json::Text(text) => Ok(text),
-        other => refuse(
-            Fault::Invalid,
-            format!("expected a text, found {}", other.kind()),
-        ),
+        other => refuse(Fault::Invalid, format!("expected a text, found {}", other.kind())),
     }
 }
 
@@ -69,10 +66,7 @@ pub fn integer<T: Integer>(value: &Json) -> Result<T, Refusal> {
         return refuse(Fault::Invalid, expected());
     }
     // More digits than even i128 has are out of every range, unless they are zeros.
-    let number = text
-        .parse::<i128>()
-        .ok()
-        .and_then(|number| T::try_from(number).ok());
+    let number = text.parse::<i128>().ok().and_then(|number| T::try_from(number).ok());
     number.ok_or_else(|| (Fault::OutOfRange, expected()))
 }
 
@@ -83,10 +77,9 @@ pub fn username(value: &Json) -> Result<String, Refusal> {
 /// An address of an account. `peer` and `self` are no place where an account can be (RFC 15).
 pub fn ilp_address(value: &Json) -> Result<Box<str>, Refusal> {
     match Address::parse(text(value)?.as_bytes()) {
-        Ok(address) if matches!(address.scheme(), "peer" | "self") => refuse(
-            Fault::Invalid,
-            "the schemes peer and self are not for accounts",
-        ),
+        Ok(address) if matches!(address.scheme(), "peer" | "self") => {
+            refuse(Fault::Invalid, "the schemes peer and self are not for accounts")
+        }
         Ok(address) => Ok(address.as_str().into()),
         Err(error @ AddressError::TooLong) => refuse(Fault::TooLong, error.to_string()),
         Err(error) => refuse(Fault::Invalid, error.to_string()),
@@ -122,15 +115,11 @@ pub fn routing_relation(value: &Json) -> Result<RoutingRelation, Refusal> {
 /// What may be sent in a header (RFC 9110, section 5.5), so that it can be compared byte by byte.
 pub fn http_token(value: &Json) -> Result<Box<str>, Refusal> {
     let token = btp_token(value)?;
-    let is_sendable =
-        token.bytes().all(|byte| matches!(byte, b' '..=b'~')) && token.trim() == &*token;
+    let is_sendable = token.bytes().all(|byte| matches!(byte, b' '..=b'~')) && token.trim() == &*token;
     if is_sendable {
         Ok(token)
     } else {
-        refuse(
-            Fault::Invalid,
-            "expected visible ASCII, blanks only in between",
-        )
+        refuse(Fault::Invalid, "expected visible ASCII, blanks only in between")
     }
 }
 
@@ -139,19 +128,13 @@ pub fn btp_token(value: &Json) -> Result<Box<str>, Refusal> {
     match token.len() {
         0 => refuse(Fault::Invalid, "must not be empty; null removes it"),
         1..=TOKEN_BYTES_MAX => Ok(token.into()),
-        _ => refuse(
-            Fault::TooLong,
-            format!("a token has at most {TOKEN_BYTES_MAX} bytes"),
-        ),
+        _ => refuse(Fault::TooLong, format!("a token has at most {TOKEN_BYTES_MAX} bytes")),
     }
 }
 
 fn parse_url(text: &str, expected: &str) -> Result<Url, Refusal> {
     if text.len() > URL_BYTES_MAX {
-        return refuse(
-            Fault::TooLong,
-            format!("a URL has at most {URL_BYTES_MAX} bytes"),
-        );
+        return refuse(Fault::TooLong, format!("a URL has at most {URL_BYTES_MAX} bytes"));
     }
     match Url::parse(text) {
         Ok(url) if url.has_host() => Ok(url),
@@ -190,9 +173,7 @@ pub fn btp_url(value: &Json) -> Result<(Box<str>, Option<Box<str>>), Refusal> {
     }
     let password = match url.password().map(percent_decode) {
         None => None,
-        Some(Some(password)) if (1..=TOKEN_BYTES_MAX).contains(&password.len()) => {
-            Some(password.into())
-        }
+        Some(Some(password)) if (1..=TOKEN_BYTES_MAX).contains(&password.len()) => Some(password.into()),
         Some(_) => return refuse(Fault::Invalid, "the password in the URL is no token"),
     };
     if url.set_password(None).is_err() {
@@ -217,31 +198,15 @@ mod tests {
             ("256", Err(Fault::OutOfRange), Ok(256)),
             ("-1", Err(Fault::OutOfRange), Ok(-1)),
             ("-9223372036854775808", Err(Fault::OutOfRange), Ok(i64::MIN)),
-            (
-                "9223372036854775808",
-                Err(Fault::OutOfRange),
-                Err(Fault::OutOfRange),
-            ),
-            (
-                &"9".repeat(60),
-                Err(Fault::OutOfRange),
-                Err(Fault::OutOfRange),
-            ),
+            ("9223372036854775808", Err(Fault::OutOfRange), Err(Fault::OutOfRange)),
+            (&"9".repeat(60), Err(Fault::OutOfRange), Err(Fault::OutOfRange)),
             ("1.5", Err(Fault::Invalid), Err(Fault::Invalid)),
             ("9.0", Err(Fault::Invalid), Err(Fault::Invalid)),
             ("1e3", Err(Fault::Invalid), Err(Fault::Invalid)),
         ] {
             for value in [number(text), as_text(text)] {
-                assert_eq!(
-                    integer::<u8>(&value).map_err(|(fault, _)| fault),
-                    u8_value,
-                    "{text}"
-                );
-                assert_eq!(
-                    integer::<i64>(&value).map_err(|(fault, _)| fault),
-                    i64_value,
-                    "{text}"
-                );
+                assert_eq!(integer::<u8>(&value).map_err(|(fault, _)| fault), u8_value, "{text}");
+                assert_eq!(integer::<i64>(&value).map_err(|(fault, _)| fault), i64_value, "{text}");
             }
         }
         for (text, valid) in [
@@ -254,10 +219,7 @@ mod tests {
         ] {
             assert_eq!(integer::<i64>(&as_text(text)).is_ok(), valid, "{text:?}");
         }
-        assert_eq!(
-            integer::<u64>(&number("18446744073709551615")),
-            Ok(u64::MAX)
-        );
+        assert_eq!(integer::<u64>(&number("18446744073709551615")), Ok(u64::MAX));
         assert!(integer::<u8>(&Json::Bool(true)).is_err());
     }
 
@@ -284,11 +246,7 @@ mod tests {
             ("BTP+WSS://h", None, Some("btp+wss://h/")),
             ("btp+http://h", None, None),
             ("btp+ws://user@h/", None, Some("btp+ws://user@h/")),
-            (
-                "btp+ws://user:pa%3Ass@h/",
-                None,
-                Some("btp+ws://user@h/ pa:ss"),
-            ),
+            ("btp+ws://user:pa%3Ass@h/", None, Some("btp+ws://user@h/ pa:ss")),
             ("btp+ws://:pass@h/", None, Some("btp+ws://h/ pass")),
             ("http://user:pass@h/", None, Some("http://user@h/ pass")),
             ("btp+ws://user:%ff@h/", None, None),

@@ -167,12 +167,7 @@ pub(super) const OPTIONS: &[OptionSpec] = &[
 ];
 
 /// Options of nodes that keep their data elsewhere. Taken from old configurations, and of no effect.
-pub(super) const IGNORED: [&str; 4] = [
-    "database_url",
-    "redis_url",
-    "redis_connection",
-    "database_prefix",
-];
+pub(super) const IGNORED: [&str; 4] = ["database_url", "redis_url", "redis_connection", "database_prefix"];
 
 fn read_address(text: &str) -> Result<Box<str>, String> {
     match Address::parse(text.as_bytes()) {
@@ -187,10 +182,7 @@ fn read_address(text: &str) -> Result<Box<str>, String> {
 /// 64 hex digits. The message does not repeat what it refuses.
 pub(crate) fn read_seed(text: &str) -> Result<[u8; 32], String> {
     let mut seed = [0; 32];
-    let digits: Option<Vec<u8>> = text
-        .chars()
-        .map(|c| c.to_digit(16).map(|digit| digit as u8))
-        .collect();
+    let digits: Option<Vec<u8>> = text.chars().map(|c| c.to_digit(16).map(|digit| digit as u8)).collect();
     match digits {
         Some(digits) if digits.len() == 2 * seed.len() => {
             for (byte, pair) in seed.iter_mut().zip(digits.chunks_exact(2)) {
@@ -213,16 +205,12 @@ pub(crate) fn read_token(text: &str) -> Result<Box<str>, String> {
 }
 
 fn read_socket_address(text: &str) -> Result<SocketAddr, String> {
-    text.parse().map_err(|_| {
-        "expected an address and a port, for instance 127.0.0.1:7770 or [::1]:7770".to_owned()
-    })
+    text.parse()
+        .map_err(|_| "expected an address and a port, for instance 127.0.0.1:7770 or [::1]:7770".to_owned())
 }
 
 fn read_number(text: &str, min: u64, max: u64) -> Result<u64, String> {
-    let number = text
-        .parse()
-        .ok()
-        .filter(|number| (min..=max).contains(number));
+    let number = text.parse().ok().filter(|number| (min..=max).contains(number));
     number.ok_or_else(|| format!("expected an integer from {min} to {max}"))
 }
 

@@ -74,9 +74,7 @@ pub fn from_environment(environment: &[(String, String)]) -> Vec<Given> {
         .iter()
         .filter_map(|(variable, value)| {
             let lower = variable.to_ascii_lowercase();
-            let name = lower
-                .strip_prefix("ilp_")
-                .filter(|name| !name.starts_with("cli_"))?;
+            let name = lower.strip_prefix("ilp_").filter(|name| !name.starts_with("cli_"))?;
             // The prefix is part of this one name: ILP_ADDRESS.
             let name = if name == "address" {
                 "ilp_address".to_owned()
@@ -122,7 +120,7 @@ pub fn from_document(text: &str, document: Document<'_>) -> Result<Vec<Given>, C
         }
     };
     let unreadable = |reason| ConfigError::Unreadable {
-        source_: source.to_string(),
+        place: source.to_string(),
         reason,
     };
     let mut given = Vec::new();
@@ -152,10 +150,7 @@ fn yaml(text: &str) -> Result<Value, String> {
 
 fn toml(text: &str) -> Result<Value, String> {
     toml::from_str(text).map_err(|error| match error.span() {
-        Some(span) => format!(
-            "this is no TOML: line {}",
-            text[..span.start].matches('\n').count() + 1
-        ),
+        Some(span) => format!("this is no TOML: line {}", text[..span.start].matches('\n').count() + 1),
         None => "this is no TOML".to_owned(),
     })
 }
@@ -171,7 +166,7 @@ fn flatten(
         let name = format!("{prefix}{}", key.replace('-', "_"));
         let invalid = |rule: &str| ConfigError::Invalid {
             option: name.clone(),
-            source_: source.to_string(),
+            place: source.to_string(),
             rule: rule.to_owned(),
         };
         let value = match value {
@@ -198,19 +193,15 @@ fn flatten(
     Ok(())
 }
 
-/// The directives of `RUST_LOG` in our own names: unit files written for another node name its crates, and mean the whole
-/// program.
+/// The directives of `RUST_LOG` in our own names: unit files written for another node name its crates, and mean the
+/// whole program.
 pub fn log_filter(text: &str) -> String {
     let translate = |directive: &str| {
         let directive = directive.trim();
         let (target, level) = directive
             .split_once('=')
             .map_or((directive, None), |(target, level)| (target, Some(level)));
-        let krate = target
-            .split("::")
-            .next()
-            .unwrap_or_default()
-            .replace('-', "_");
+        let krate = target.split("::").next().unwrap_or_default().replace('-', "_");
         if krate != "ilp" && krate != "interledger" && !krate.starts_with("interledger_") {
             return directive.to_owned();
         }
@@ -233,10 +224,7 @@ pub fn read_standard_input(forced: bool, notice: &dyn Fn(&str)) -> Result<Option
     let Ok(stdin) = io::stdin().as_fd().try_clone_to_owned().map(File::from) else {
         return Ok(None);
     };
-    let kind = stdin
-        .metadata()
-        .map_err(|error| error.to_string())?
-        .file_type();
+    let kind = stdin.metadata().map_err(|error| error.to_string())?.file_type();
     if !forced && !kind.is_fifo() && !kind.is_file() {
         return Ok(None);
     }
@@ -248,9 +236,7 @@ pub fn read_standard_input(forced: bool, notice: &dyn Fn(&str)) -> Result<Option
     let text = text.recv_timeout(STDIN_NOTICE_AFTER).or_else(|_| {
         notice("waiting for the end of the configuration on standard input");
         if forced {
-            return text
-                .recv()
-                .map_err(|_| mpsc::RecvTimeoutError::Disconnected);
+            return text.recv().map_err(|_| mpsc::RecvTimeoutError::Disconnected);
         }
         text.recv_timeout(STDIN_GIVEN_UP_AFTER)
     });
@@ -265,13 +251,9 @@ pub fn read_standard_input(forced: bool, notice: &dyn Fn(&str)) -> Result<Option
 
 fn read_bounded(file: File) -> io::Result<String> {
     let mut text = String::new();
-    let read = file
-        .take(DOCUMENT_BYTES_MAX + 1)
-        .read_to_string(&mut text)?;
+    let read = file.take(DOCUMENT_BYTES_MAX + 1).read_to_string(&mut text)?;
     if read as u64 > DOCUMENT_BYTES_MAX {
-        return Err(io::Error::other(format!(
-            "longer than {DOCUMENT_BYTES_MAX} bytes"
-        )));
+        return Err(io::Error::other(format!("longer than {DOCUMENT_BYTES_MAX} bytes")));
     }
     Ok(text)
 }

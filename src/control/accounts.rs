@@ -6,9 +6,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::ledger::account::{
-    Account, AccountId, AccountLimits, Asset, ROUND_TRIP_TIME_MS_DEFAULT, RoutingRelation,
-};
+use crate::ledger::account::{Account, AccountId, AccountLimits, Asset, ROUND_TRIP_TIME_MS_DEFAULT, RoutingRelation};
+use crate::routing::table::Step;
 use crate::shard::control::{AccountState, Change};
 use crate::store::{Mutation, StoreError};
 use crate::wire::address::Address;
@@ -46,17 +45,10 @@ pub struct Deleted {
 impl Control {
     /// Creates an account. `username` is what [`crate::ledger::directory::normalize_username`] gave; the edit has an
     /// asset code and a scale.
-    pub fn create_account(
-        &self,
-        now: Timestamp,
-        username: &str,
-        edit: AccountEdit,
-    ) -> Result<Outcome, ControlError> {
+    pub fn create_account(&self, now: Timestamp, username: &str, edit: AccountEdit) -> Result<Outcome, ControlError> {
         let mut changes = self.begin()?;
         let (Some(code), Some(scale)) = (&edit.asset_code, edit.asset_scale) else {
-            return Err(ControlError::Internal(
-                "a new account came without an asset".to_owned(),
-            ));
+            return Err(ControlError::Internal("a new account came without an asset".to_owned()));
         };
         let asset = Asset {
             code: (**code).into(),
@@ -68,8 +60,7 @@ impl Control {
         let (account, is_new_asset) = {
             let state = self.read();
             let (asset_id, is_new_asset) = state.intern(&asset)?;
-            let (ilp_address, ilp_address_generated) =
-                chosen_address(&state, username, &edit.ilp_address)?;
+            let (ilp_address, ilp_address_generated) = chosen_address(&state, username, &edit.ilp_address)?;
             let mut account = Account {
                 id: AccountId::new(id),
                 uuid: uuid::Uuid::new_v4().into_bytes(),
@@ -112,11 +103,7 @@ impl Control {
     }
 
     /// Changes an account. What the edit does not name is kept.
-    pub fn update_account(
-        &self,
-        username: &str,
-        edit: AccountEdit,
-    ) -> Result<Outcome, ControlError> {
+    pub fn update_account(&self, username: &str, edit: AccountEdit) -> Result<Outcome, ControlError> {
         let changes = self.begin()?;
         let (before, after, is_new_asset) = {
             let state = self.read();
@@ -212,12 +199,12 @@ impl Control {
     }
 
     /// The second half of a deletion, within a change.
-    fn remove_idle_account(
-        &self,
-        account: &Arc<Account>,
-        force: bool,
-    ) -> Result<Deleted, ControlError> {
-        let mut removed_routes = self.read().fixed_routes_to(account.id);
+    fn remove_idle_account(&self, account: &Arc<Account>, force: bool) -> Result<Deleted, ControlError> {
+        let (mut removed_routes, was_default) = {
+            let state = self.read();
+            let is_default = state.routes.winner(DEFAULT_ROUTE) == Some(account.id);
+            (state.fixed_routes_to(account.id), is_default)
+        };
         let remove = |prefix: &Arc<str>| Mutation::RemoveStaticRoute {
             prefix: Arc::clone(prefix),
         };
@@ -230,7 +217,7 @@ impl Control {
         // Durable: nothing below can fail.
         let routes = {
             let mut state = self.write();
-            let unfix = removed_routes.iter().map(|prefix| super::Step::Unfix {
+            let unfix = removed_routes.iter().map(|prefix| Step::Unfix {
                 prefix: Arc::clone(prefix),
             });
             let steps: Vec<_> = unfix.chain(State::unclaims_of(account)).collect();
@@ -243,12 +230,7 @@ impl Control {
         published.push(Change::RemoveAccount(account.id));
         self.shards.publish(&published);
 
-        let was_parent = account.routing_relation == RoutingRelation::Parent;
-        if was_parent
-            && !removed_routes
-                .iter()
-                .any(|prefix| **prefix == *DEFAULT_ROUTE)
-        {
+        if was_default && !removed_routes.iter().any(|prefix| **prefix == *DEFAULT_ROUTE) {
             removed_routes.insert(0, DEFAULT_ROUTE.into());
         }
         Ok(Deleted {
@@ -261,8 +243,7 @@ impl Control {
     /// Keeps packets off an account whose amounts are about to mean something else.
     fn close_for_new_asset(&self, id: AccountId) -> Result<(), ControlError> {
         // Known to fail already: do not disturb the account for it.
-        let is_unused =
-            |state: AccountState| state.booked == 0 && state.held == 0 && state.in_flight == 0;
+        let is_unused = |state: AccountState| state.booked == 0 && state.held == 0 && state.in_flight == 0;
         let is_zero = self.bookkeeper.booked(id).unwrap_or(0) == 0;
         if !is_zero || !self.shards.account_state(id).is_none_or(is_unused) {
             return Err(ControlError::AssetInUse);
@@ -293,14 +274,8 @@ impl Control {
             );
         }
         if let Some(threshold) = account.settle_threshold {
-            if account
-                .settle_to
-                .is_some_and(|settle_to| threshold <= settle_to)
-            {
-                warn(
-                    "settle_threshold",
-                    "is not above settle_to: the account never settles",
-                );
+            if account.settle_to.is_some_and(|settle_to| threshold <= settle_to) {
+                warn("settle_threshold", "is not above settle_to: the account never settles");
             }
             if account.settlement_engine_url.is_none() {
                 warn(
@@ -309,25 +284,15 @@ impl Control {
                 );
             }
         }
-        if dials
-            && account.links.btp_url.is_some()
-            && !self.shards.wait_for_btp(account.id, BTP_WAIT)
-        {
-            warn(
-                "ilp_over_btp_url",
-                "is not connected yet: the node goes on dialling",
-            );
+        if dials && account.links.btp_url.is_some() && !self.shards.wait_for_btp(account.id, BTP_WAIT) {
+            warn("ilp_over_btp_url", "is not connected yet: the node goes on dialling");
         }
         Outcome { account, warnings }
     }
 }
 
 /// The address an edit asks for, and whether it is a generated one.
-fn chosen_address(
-    state: &State,
-    username: &str,
-    edit: &Edit<Box<str>>,
-) -> Result<(Arc<str>, bool), ControlError> {
+fn chosen_address(state: &State, username: &str, edit: &Edit<Box<str>>) -> Result<(Arc<str>, bool), ControlError> {
     match edit.value() {
         Some(address) => match Address::parse(address.as_bytes()) {
             Ok(address) => Ok((address.as_str().into(), false)),

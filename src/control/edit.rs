@@ -3,9 +3,7 @@
 //! Owns the three things that can happen to a field and the values fields fall back to. Leaves the reading of JSON to
 //! `api`, and the rules that concern more than one account to [`super::state`]. Pure: an account in, an account out.
 
-use crate::ledger::account::{
-    Account, AccountLimits, Links, ROUND_TRIP_TIME_MS_DEFAULT, RoutingRelation,
-};
+use crate::ledger::account::{Account, AccountLimits, Links, ROUND_TRIP_TIME_MS_DEFAULT, RoutingRelation};
 
 /// What a caller says about one field.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -86,27 +84,20 @@ impl AccountEdit {
             .apply(&mut limits.packet_amount_max, defaults.packet_amount_max);
         self.balance_min.apply_optional(&mut limits.balance_min);
         self.balance_max.apply_optional(&mut limits.balance_max);
-        self.amount_per_minute
-            .apply_optional(&mut limits.amount_per_minute);
-        self.packets_per_minute
-            .apply_optional(&mut limits.packets_per_minute);
+        self.amount_per_minute.apply_optional(&mut limits.amount_per_minute);
+        self.packets_per_minute.apply_optional(&mut limits.packets_per_minute);
 
         let links = &mut account.links;
         self.http_url.apply_optional(&mut links.http_url);
-        self.http_incoming_token
-            .apply_optional(&mut links.http_incoming_token);
-        self.http_outgoing_token
-            .apply_optional(&mut links.http_outgoing_token);
+        self.http_incoming_token.apply_optional(&mut links.http_incoming_token);
+        self.http_outgoing_token.apply_optional(&mut links.http_outgoing_token);
         self.btp_url.apply_optional(&mut links.btp_url);
-        self.btp_incoming_token
-            .apply_optional(&mut links.btp_incoming_token);
-        self.btp_outgoing_token
-            .apply_optional(&mut links.btp_outgoing_token);
+        self.btp_incoming_token.apply_optional(&mut links.btp_incoming_token);
+        self.btp_outgoing_token.apply_optional(&mut links.btp_outgoing_token);
 
         self.settlement_engine_url
             .apply_optional(&mut account.settlement_engine_url);
-        self.settle_threshold
-            .apply_optional(&mut account.settle_threshold);
+        self.settle_threshold.apply_optional(&mut account.settle_threshold);
         self.settle_to.apply_optional(&mut account.settle_to);
         self.routing_relation
             .apply(&mut account.routing_relation, RoutingRelation::default());

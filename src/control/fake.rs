@@ -81,11 +81,7 @@ impl Bookkeeper for FakeBook {
         }
         let mut applied = Applied::default();
         for mutation in &mutations {
-            if let Mutation::DeleteAccount {
-                id,
-                write_off: false,
-            } = mutation
-            {
+            if let Mutation::DeleteAccount { id, write_off: false } = mutation {
                 let balance = inner.accounts[id].1;
                 if balance != 0 {
                     return Err(StoreError::BalanceNotZero { balance });
@@ -101,10 +97,7 @@ impl Bookkeeper for FakeBook {
                 Mutation::PutAccount(account) => {
                     assert_eq!(inner.assets[account.asset_id.index()], account.asset);
                     inner.next_account_id = inner.next_account_id.max(account.id.get() + 1);
-                    let booked = inner
-                        .accounts
-                        .get(&account.id)
-                        .map_or(0, |(_, booked)| *booked);
+                    let booked = inner.accounts.get(&account.id).map_or(0, |(_, booked)| *booked);
                     inner.accounts.insert(account.id, (account, booked));
                 }
                 Mutation::DeleteAccount { id, .. } => {
@@ -166,21 +159,13 @@ impl FakeShards {
     }
 
     fn state(&self, id: AccountId) -> AccountState {
-        self.states
-            .lock()
-            .unwrap()
-            .get(&id)
-            .copied()
-            .unwrap_or_default()
+        self.states.lock().unwrap().get(&id).copied().unwrap_or_default()
     }
 }
 
 impl Shards for FakeShards {
     fn publish(&self, changes: &[Change]) {
-        self.published
-            .lock()
-            .unwrap()
-            .extend(changes.iter().map(show));
+        self.published.lock().unwrap().extend(changes.iter().map(show));
     }
 
     fn account_state(&self, id: AccountId) -> Option<AccountState> {
@@ -230,8 +215,7 @@ impl Node {
     pub(crate) fn start(node_address: &str, book: Arc<FakeBook>) -> Self {
         let shards = Arc::new(FakeShards::default());
         let read_back = book.read_back();
-        let control =
-            Control::start(node_address.into(), read_back, book.clone(), shards.clone()).unwrap();
+        let control = Control::start(node_address.into(), read_back, book.clone(), shards.clone()).unwrap();
         control.set_readiness(Readiness::Ready);
         Self {
             control: Arc::new(control),

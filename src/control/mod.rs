@@ -2,11 +2,11 @@
 //! published to all shards in one order, and only then answered.
 //!
 //! Owns the configuration between the HTTP API above and the store and the shards below. [`state`] is what stands,
-//! [`edit`] what a caller wants to be different, [`accounts`] and [`routes`] make the changes, [`list`] finds accounts. Leaves HTTP and JSON to
-//! `api`, the record on disk to `store`, and the money to the shards; of balances it only asks.
+//! [`edit`] what a caller wants to be different, [`accounts`] and [`routes`] make the changes, [`list`] finds accounts.
+//! Leaves HTTP and JSON to `api`, the record on disk to `store`, and the money to the shards; of balances it only asks.
 //!
-//! Always: changes happen one at a time; what readers see is durable; a change that was refused has changed nothing. The
-//! lock that readers take is never held while waiting for the disk or for a shard.
+//! Always: changes happen one at a time; what readers see is durable; a change that was refused has changed nothing.
+//! The lock that readers take is never held while waiting for the disk or for a shard.
 
 pub mod accounts;
 pub mod edit;
@@ -81,9 +81,7 @@ pub enum ControlError {
     InvalidAddress { rule: String },
     #[error("the asset changes only while nothing is owed and nothing is in flight")]
     AssetInUse,
-    #[error(
-        "the balance is {balance}; settle it first, or delete with ?force=true to write it off"
-    )]
+    #[error("the balance is {balance}; settle it first, or delete with ?force=true to write it off")]
     BalanceNotZero { balance: i128 },
     #[error("packets of this account are still in flight, or it is being deleted")]
     PacketsInFlight,
@@ -118,9 +116,7 @@ impl From<StoreError> for ControlError {
 pub enum StartError {
     #[error("the stored rate of {code} cannot be read: restore the store from a backup")]
     Rate { code: Box<str> },
-    #[error(
-        "the stored route {prefix:?} leads to an account that does not exist: restore the store from a backup"
-    )]
+    #[error("the stored route {prefix:?} leads to an account that does not exist: restore the store from a backup")]
     Route { prefix: Arc<str> },
     #[error("under ilp_address {node_address} the account {username} gets no address: {reason}")]
     Address {
@@ -158,8 +154,8 @@ struct Changes {
 
 /// The configuration and everything that may be done to it.
 ///
-/// Reading methods answer at once. Changing ones ([`Control::create_account`] and its like) wait for their turn, for the
-/// disk and for all shards.
+/// Reading methods answer at once. Changing ones ([`Control::create_account`] and its like) wait for their turn, for
+/// the disk and for all shards.
 pub struct Control {
     state: RwLock<State>,
     /// Held from the validation of a change until all shards have it, so that all see changes in one order.
@@ -292,12 +288,10 @@ impl Control {
 
     /// The account as its shard sees it. While a shard does not know it yet, what the book says.
     pub fn account_state(&self, account: &Account) -> AccountState {
-        self.shards
-            .account_state(account.id)
-            .unwrap_or_else(|| AccountState {
-                booked: self.bookkeeper.booked(account.id).unwrap_or(0),
-                ..AccountState::default()
-            })
+        self.shards.account_state(account.id).unwrap_or_else(|| AccountState {
+            booked: self.bookkeeper.booked(account.id).unwrap_or(0),
+            ..AccountState::default()
+        })
     }
 
     /// Begins a change: from here on, until the guard goes, nobody else makes one.
@@ -341,4 +335,135 @@ fn as_changes(changes: Vec<RouteChange>) -> impl Iterator<Item = Change> {
             Some(next_hop) => Change::SetRoute { prefix, next_hop },
             None => Change::RemoveRoute { prefix },
         })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::edit::{AccountEdit, Edit};
+    use super::fake::FakeShards;
+    use super::*;
+    use crate::ledger::Transfer;
+    use crate::store::{Durability, Fault, MemoryStore, TransferSender, Writer, recover};
+    use crate::wire::timestamp::Timestamp;
+    use std::time::Duration;
+
+    /// A node on the real writer over a disk in memory.
+    struct Node {
+        control: Control,
+        writer: WriterHandle,
+        shard: TransferSender,
+    }
+
+    impl Node {
+        fn start(disk: &MemoryStore) -> Self {
+            let mut store = disk.clone();
+            let book = recover(&mut store).expect("the book adds up");
+            let flush_interval = Duration::from_millis(5);
+            let (writer, mut shards) =
+                Writer::start(Box::new(store), &book, 1, Durability::Commit, flush_interval).unwrap();
+            let shard = shards.remove(0);
+            let control = Control::start(
+                "example.hub".into(),
+                book,
+                Arc::new(writer.clone()),
+                Arc::new(FakeShards::default()),
+            );
+            let control = control.unwrap();
+            control.set_readiness(Readiness::Ready);
+            Self { control, writer, shard }
+        }
+
+        fn create(&self, username: &str, asset_code: &str) -> Result<AccountId, ControlError> {
+            let edit = AccountEdit {
+                asset_code: Some(asset_code.into()),
+                asset_scale: Some(2),
+                http_incoming_token: Edit::Set("token".into()),
+                ..AccountEdit::default()
+            };
+            let outcome = self.control.create_account(Timestamp::default(), username, edit);
+            outcome.map(|outcome| outcome.account.id)
+        }
+
+        /// A packet, durable when this returns.
+        fn transfer(&mut self, from: AccountId, to: AccountId, incoming_amount: u64, outgoing_amount: u64) {
+            self.shard.push(Transfer {
+                from,
+                to,
+                incoming_amount,
+                outgoing_amount,
+            });
+            self.shard.wake();
+            assert!(self.control.audit().unwrap().adds_up());
+        }
+
+        /// Everything that readers see.
+        fn picture(&self) -> String {
+            let state = self.control.read();
+            let accounts: Vec<_> = state.directory.iter().collect();
+            let routes: Vec<_> = state.routes.winners().collect();
+            format!("{accounts:?} {routes:?} {:?} {:?}", state.rates, state.assets)
+        }
+    }
+
+    #[test]
+    fn on_the_real_writer_everything_is_kept_and_adds_up() {
+        let disk = MemoryStore::default();
+        let mut node = Node::start(&disk);
+        let alice = node.create("alice", "ABC").unwrap();
+        let bob = node.create("bob", "XYZ").unwrap();
+        node.control.set_static_route("g".into(), "bob").unwrap();
+        node.transfer(alice, bob, 100, 40);
+
+        let new_asset = || AccountEdit {
+            asset_scale: Some(3),
+            ..AccountEdit::default()
+        };
+        assert_eq!(
+            node.control.update_account("alice", new_asset()),
+            Err(ControlError::AssetInUse)
+        );
+        let refused = node.control.delete_account("bob", false);
+        assert_eq!(refused, Err(ControlError::BalanceNotZero { balance: 40 }));
+
+        node.transfer(bob, alice, 40, 100);
+        let changed = node.control.update_account("alice", new_asset()).unwrap();
+        assert_eq!(changed.account.asset.to_string(), "ABC@3");
+        node.transfer(alice, bob, 7, 5);
+        let deleted = node.control.delete_account("alice", true).unwrap();
+        assert_eq!(deleted.written_off, -7);
+        let carol = node.create("carol", "ABC").unwrap();
+        assert_eq!(carol.get(), 2);
+
+        let before = node.picture();
+        node.writer.stop();
+        let again = Node::start(&disk);
+        assert_eq!(again.picture(), before);
+        assert_eq!(
+            again.control.find_account("bob").map(|bob| again.writer.booked(bob.id)),
+            Some(Some(5))
+        );
+        assert_eq!(again.create("dave", "ABC").unwrap().get(), 3);
+        assert!(again.control.audit().unwrap().adds_up());
+    }
+
+    #[test]
+    fn a_change_that_did_not_become_durable_is_not_seen() {
+        for fault in [Fault::Lost, Fault::KeptUnseen] {
+            let disk = MemoryStore::default();
+            let node = Node::start(&disk);
+            node.create("alice", "ABC").unwrap();
+            let before = node.picture();
+            disk.crash_after(0, fault);
+            assert!(matches!(node.create("bob", "ABC"), Err(ControlError::NotReady { .. })));
+            assert_eq!(node.picture(), before);
+            assert!(node.control.not_ready().is_some());
+            assert!(matches!(
+                node.create("carol", "ABC"),
+                Err(ControlError::NotReady { .. })
+            ));
+            // The next start decides: what was kept is there whole.
+            let again = Node::start(&disk.restart());
+            assert_eq!(again.control.account_count(), if fault == Fault::Lost { 1 } else { 2 });
+        }
+    }
 }

@@ -22,14 +22,7 @@ impl Control {
     /// Every route in force, in the order of the prefixes.
     pub fn routes(&self) -> Vec<Route> {
         let state = self.read();
-        let account = |id| {
-            Arc::clone(
-                state
-                    .directory
-                    .get(id)
-                    .expect("a route leads to an account"),
-            )
-        };
+        let account = |id| Arc::clone(state.directory.get(id).expect("a route leads to an account"));
         state
             .routes
             .winners()
@@ -38,15 +31,10 @@ impl Control {
     }
 
     /// Replaces all fixed routes, or none if one of the names is unknown. Prefixes are normalized and differ.
-    pub fn set_static_routes(
-        &self,
-        wanted: BTreeMap<Arc<str>, Box<str>>,
-    ) -> Result<Vec<Route>, ControlError> {
+    pub fn set_static_routes(&self, wanted: BTreeMap<Arc<str>, Box<str>>) -> Result<Vec<Route>, ControlError> {
         let changes = self.begin()?;
         if wanted.len() > STATIC_ROUTES_MAX {
-            return Err(ControlError::TooManyRoutes {
-                max: STATIC_ROUTES_MAX,
-            });
+            return Err(ControlError::TooManyRoutes { max: STATIC_ROUTES_MAX });
         }
         let mut routes = Vec::with_capacity(wanted.len());
         let mut steps = Vec::new();
@@ -77,11 +65,7 @@ impl Control {
     }
 
     /// Sets or replaces one fixed route.
-    pub fn set_static_route(
-        &self,
-        prefix: Arc<str>,
-        username: &str,
-    ) -> Result<Arc<Account>, ControlError> {
+    pub fn set_static_route(&self, prefix: Arc<str>, username: &str) -> Result<Arc<Account>, ControlError> {
         let changes = self.begin()?;
         let (account, steps) = {
             let state = self.read();
@@ -89,9 +73,7 @@ impl Control {
             let steps = match state.routes.fixed(&prefix) {
                 Some(next_hop) if next_hop == account.id => vec![],
                 None if state.routes.fixed_count() >= STATIC_ROUTES_MAX => {
-                    return Err(ControlError::TooManyRoutes {
-                        max: STATIC_ROUTES_MAX,
-                    });
+                    return Err(ControlError::TooManyRoutes { max: STATIC_ROUTES_MAX });
                 }
                 _ => vec![Step::Fix {
                     prefix,
@@ -109,16 +91,8 @@ impl Control {
         let _changes = self.begin()?;
         let account = {
             let state = self.read();
-            let next_hop = state
-                .routes
-                .fixed(&prefix)
-                .ok_or(ControlError::RouteNotFound)?;
-            Arc::clone(
-                state
-                    .directory
-                    .get(next_hop)
-                    .expect("a route leads to an account"),
-            )
+            let next_hop = state.routes.fixed(&prefix).ok_or(ControlError::RouteNotFound)?;
+            Arc::clone(state.directory.get(next_hop).expect("a route leads to an account"))
         };
         self.change_routes(vec![Step::Unfix { prefix }])?;
         Ok(account)
@@ -139,8 +113,7 @@ impl Control {
             }),
             Step::Claim { .. } | Step::Unclaim { .. } => None, // follow from the accounts, so they are not kept
         };
-        self.bookkeeper
-            .apply(steps.iter().filter_map(mutation).collect())?;
+        self.bookkeeper.apply(steps.iter().filter_map(mutation).collect())?;
         // Durable: nothing below can fail.
         let routes = self.write().routes.apply(steps);
         let published: Vec<Change> = as_changes(routes).collect();

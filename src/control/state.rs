@@ -3,8 +3,9 @@
 //! Owns the copy of the configuration that the API reads. It is changed only after the change is durable, by
 //! [`super::Control`]; every check here is done before, on the same state, under the lock that serializes changes.
 //!
-//! Always: a folded user name belongs to one account; there is at most one parent; an address belongs to one account, or
-//! to several links towards peers and the parent; every candidate in the table of routes names an account that exists.
+//! Always: a folded user name belongs to one account; there is at most one parent; an address belongs to one account,
+//! or to several links towards peers and the parent; every candidate in the table of routes names an account that
+//! exists.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -77,25 +78,19 @@ impl State {
 
     /// Adds an asset under the number that [`Self::intern`] gave.
     pub fn add_asset(&mut self, id: AssetId, asset: Asset) {
-        assert_eq!(
-            id.index(),
-            self.assets.len(),
-            "assets are numbered without gaps"
-        );
+        assert_eq!(id.index(), self.assets.len(), "assets are numbered without gaps");
         self.asset_ids.insert(asset.clone(), id);
         self.assets.push(asset);
     }
 
     /// Adds an account or replaces the one with its id, without its routes.
     pub fn put_account(&mut self, account: Arc<Account>) {
-        self.by_name
-            .insert(fold_username(&account.username).into(), account.id);
+        self.by_name.insert(fold_username(&account.username).into(), account.id);
         self.directory.insert(account);
     }
 
     pub fn remove_account(&mut self, account: &Account) {
-        self.by_name
-            .remove(fold_username(&account.username).as_ref());
+        self.by_name.remove(fold_username(&account.username).as_ref());
         self.directory.remove(account.id);
     }
 
@@ -115,8 +110,7 @@ impl State {
         }
         // Also checked when only the relation changes: a customer may not keep an address that two peers share.
         let unchanged = before.is_some_and(|before| {
-            before.ilp_address == account.ilp_address
-                && before.routing_relation == account.routing_relation
+            before.ilp_address == account.ilp_address && before.routing_relation == account.routing_relation
         });
         if !unchanged {
             self.check_address_is_free(account)?;
@@ -132,10 +126,7 @@ impl State {
             )
         };
         let ours = account.ilp_address == self.node_address;
-        let others = self
-            .routes
-            .claims(&account.ilp_address)
-            .filter(|id| *id != account.id);
+        let others = self.routes.claims(&account.ilp_address).filter(|id| *id != account.id);
         for other in others.filter_map(|id| self.directory.get(id)) {
             // Several links to one neighbour have its address; but nobody shares ours.
             if ours || !is_link(account) || !is_link(other) {
@@ -149,8 +140,7 @@ impl State {
 
     /// What an account claims in the table of routes.
     pub fn claims_of(account: &Account) -> impl Iterator<Item = Step> {
-        let default =
-            (account.routing_relation == RoutingRelation::Parent).then(|| DEFAULT_ROUTE.into());
+        let default = (account.routing_relation == RoutingRelation::Parent).then(|| DEFAULT_ROUTE.into());
         let account_id = account.id;
         [Some(Arc::clone(&account.ilp_address)), default]
             .into_iter()
@@ -171,24 +161,16 @@ impl State {
 
     /// The prefixes the operator sends to an account.
     pub fn fixed_routes_to(&self, id: AccountId) -> Vec<Arc<str>> {
-        let to_account = self
-            .routes
-            .fixed_routes()
-            .filter(|(_, next_hop)| *next_hop == id);
+        let to_account = self.routes.fixed_routes().filter(|(_, next_hop)| *next_hop == id);
         to_account.map(|(prefix, _)| Arc::clone(prefix)).collect()
     }
 }
 
 /// The address of an account that got none of its own.
-pub(super) fn generated_address(
-    node_address: &str,
-    username: &str,
-) -> Result<Arc<str>, ControlError> {
+pub(super) fn generated_address(node_address: &str, username: &str) -> Result<Arc<str>, ControlError> {
     let invalid = |rule: String| ControlError::InvalidAddress { rule };
     if !username.is_ascii() {
-        return Err(invalid(
-            "must be given, because the user name is not ASCII".to_owned(),
-        ));
+        return Err(invalid("must be given, because the user name is not ASCII".to_owned()));
     }
     let address = format!("{node_address}.{username}");
     match Address::parse(address.as_bytes()) {
@@ -201,10 +183,7 @@ pub(super) fn generated_address(
 
 /// The address of an account after the node's address changed, for one whose address was generated. A parent may have
 /// given us the very address of one of our users, as single-user nodes have it: then that user keeps it.
-pub(super) fn renamed_address(
-    node_address: &str,
-    username: &str,
-) -> Result<Arc<str>, ControlError> {
+pub(super) fn renamed_address(node_address: &str, username: &str) -> Result<Arc<str>, ControlError> {
     if node_address.rsplit('.').next() == Some(username) {
         return Ok(node_address.into());
     }
@@ -257,11 +236,7 @@ mod tests {
                 generated,
                 "{username}"
             );
-            assert_eq!(
-                renamed_address(node, username).ok().as_deref(),
-                renamed,
-                "{username}"
-            );
+            assert_eq!(renamed_address(node, username).ok().as_deref(), renamed, "{username}");
         }
     }
 
@@ -272,19 +247,10 @@ mod tests {
             scale: 9,
         };
         let mut state = State::new("example.hub".into(), vec![asset("ABC")], Arc::default());
-        assert_eq!(
-            state.intern(&asset("ABC")).unwrap(),
-            (AssetId::new(0), false)
-        );
-        assert_eq!(
-            state.intern(&asset("XYZ")).unwrap(),
-            (AssetId::new(1), true)
-        );
+        assert_eq!(state.intern(&asset("ABC")).unwrap(), (AssetId::new(0), false));
+        assert_eq!(state.intern(&asset("XYZ")).unwrap(), (AssetId::new(1), true));
         state.add_asset(AssetId::new(1), asset("XYZ"));
-        assert_eq!(
-            state.intern(&asset("XYZ")).unwrap(),
-            (AssetId::new(1), false)
-        );
+        assert_eq!(state.intern(&asset("XYZ")).unwrap(), (AssetId::new(1), false));
         assert_eq!(
             state
                 .intern(&Asset {
@@ -295,17 +261,9 @@ mod tests {
             (AssetId::new(2), true)
         );
 
-        let all = (0..65_536)
-            .map(|number| asset(&number.to_string()))
-            .collect();
+        let all = (0..65_536).map(|number| asset(&number.to_string())).collect();
         let full = State::new("example.hub".into(), all, Arc::default());
-        assert_eq!(
-            full.intern(&asset("65535")).unwrap(),
-            (AssetId::new(65_535), false)
-        );
-        assert!(matches!(
-            full.intern(&asset("ABC")),
-            Err(ControlError::TooManyAssets)
-        ));
+        assert_eq!(full.intern(&asset("65535")).unwrap(), (AssetId::new(65_535), false));
+        assert!(matches!(full.intern(&asset("ABC")), Err(ControlError::TooManyAssets)));
     }
 }

@@ -96,7 +96,9 @@ impl RoutingRelation {
 
     /// Reads a relation in any case.
     pub fn parse(text: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|relation| relation.as_str().eq_ignore_ascii_case(text))
+        Self::ALL
+            .into_iter()
+            .find(|relation| relation.as_str().eq_ignore_ascii_case(text))
     }
 }
 

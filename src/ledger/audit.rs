@@ -18,7 +18,12 @@ pub struct AssetAudit {
 
 impl AssetAudit {
     pub fn new(asset: Asset) -> Self {
-        Self { asset, accounts: 0, balances: 0, position: 0 }
+        Self {
+            asset,
+            accounts: 0,
+            balances: 0,
+            position: 0,
+        }
     }
 
     pub fn add_account(&mut self, booked: i128) {
@@ -49,7 +54,10 @@ mod tests {
 
     #[test]
     fn a_unit_too_many_is_noticed() {
-        let mut line = AssetAudit::new(Asset { code: "ABC".into(), scale: 9 });
+        let mut line = AssetAudit::new(Asset {
+            code: "ABC".into(),
+            scale: 9,
+        });
         line.add_account(-100);
         line.add_account(99);
         line.position = 1;

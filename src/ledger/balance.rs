@@ -54,7 +54,11 @@ pub struct InsufficientLiquidity;
 impl Balance {
     /// An account whose book says `booked` and which has nothing in flight.
     pub fn from_book(booked: i128) -> Self {
-        Self { booked, held: 0, reserved: 0 }
+        Self {
+            booked,
+            held: 0,
+            reserved: 0,
+        }
     }
 
     /// What the book says, whatever is in flight.
@@ -162,11 +166,18 @@ mod tests {
                 "commit" | "release" => {
                     let at = holds.iter().position(|hold: &Hold| hold.amount() == amount).unwrap();
                     let hold = holds.remove(at);
-                    if word[0] == "commit" { balance.commit_hold(hold) } else { balance.release_hold(hold) }
+                    if word[0] == "commit" {
+                        balance.commit_hold(hold)
+                    } else {
+                        balance.release_hold(hold)
+                    }
                     Ok(())
                 }
                 "credit" | "unreserve" => {
-                    let at = reservations.iter().position(|one: &Reservation| one.amount() == amount).unwrap();
+                    let at = reservations
+                        .iter()
+                        .position(|one: &Reservation| one.amount() == amount)
+                        .unwrap();
                     let one = reservations.remove(at);
                     if word[0] == "credit" {
                         balance.commit_reservation(one)
@@ -197,7 +208,10 @@ mod tests {
     #[test]
     fn the_incoming_limit_counts_what_is_held() {
         check(
-            AccountLimits { balance_min: Some(-100), ..AccountLimits::default() },
+            AccountLimits {
+                balance_min: Some(-100),
+                ..AccountLimits::default()
+            },
             "hold    100 ok  0 100 0
              hold      1 T04 0 100 0
              hold      0 ok  0 100 0
@@ -215,7 +229,10 @@ mod tests {
     #[test]
     fn a_credit_can_be_spent_at_once() {
         check(
-            AccountLimits { balance_min: Some(0), ..AccountLimits::default() },
+            AccountLimits {
+                balance_min: Some(0),
+                ..AccountLimits::default()
+            },
             "hold      1 T04 0 0 0
              reserve  10 ok  0 0 10
              hold      1 T04 0 0 10
@@ -228,7 +245,10 @@ mod tests {
     #[test]
     fn the_outgoing_limit_counts_what_is_in_flight() {
         check(
-            AccountLimits { balance_max: Some(50), ..AccountLimits::default() },
+            AccountLimits {
+                balance_max: Some(50),
+                ..AccountLimits::default()
+            },
             "reserve   30 ok  0 0 30
              reserve   21 T04 0 0 30
              reserve   20 ok  0 0 50

@@ -45,7 +45,10 @@ pub fn normalize_username(text: &str) -> Result<String, InvalidUsername> {
 fn is_word_character(c: char) -> bool {
     c.is_alphanumeric() && !is_other_number(c)
         || unicode_normalization::char::is_combining_mark(c)
-        || matches!(c, '_' | '\u{203F}' | '\u{2040}' | '\u{2054}' | '\u{FE33}' | '\u{FE34}' | '\u{FE4D}'..='\u{FE4F}' | '\u{FF3F}')
+        || matches!(
+            c,
+            '_' | '\u{203F}' | '\u{2040}' | '\u{2054}' | '\u{FE33}' | '\u{FE34}' | '\u{FE4D}'..='\u{FE4F}' | '\u{FF3F}'
+        )
         || matches!(c, '\u{200C}' | '\u{200D}')
 }
 
@@ -107,7 +110,9 @@ impl Directory {
             return None;
         }
         let key = fold_username(username);
-        let id = self.by_name.find(self.hasher.hash_one(key.as_ref()), |id| self.has_key(*id, &key))?;
+        let id = self
+            .by_name
+            .find(self.hasher.hash_one(key.as_ref()), |id| self.has_key(*id, &key))?;
         self.get(*id)
     }
 
@@ -138,7 +143,9 @@ impl Directory {
     pub fn remove(&mut self, id: AccountId) -> Option<Arc<Account>> {
         let account = self.accounts.get(id.index())?.clone()?;
         let key = fold_username(&account.username);
-        let entry = self.by_name.find_entry(self.hasher.hash_one(key.as_ref()), |other| *other == id);
+        let entry = self
+            .by_name
+            .find_entry(self.hasher.hash_one(key.as_ref()), |other| *other == id);
         entry.expect("an account that exists has a name").remove();
         self.accounts[id.index()] = None;
         self.len -= 1;
@@ -147,7 +154,8 @@ impl Directory {
     }
 
     fn has_key(&self, id: AccountId, key: &str) -> bool {
-        self.get(id).is_some_and(|account| fold_username(&account.username) == key)
+        self.get(id)
+            .is_some_and(|account| fold_username(&account.username) == key)
     }
 }
 
@@ -157,7 +165,11 @@ pub fn secrets_equal(one: &[u8], other: &[u8]) -> bool {
     // stored secret is cheap enough to make each time, because a connection authenticates once.
     let digest = |bytes| ring::digest::digest(&ring::digest::SHA256, bytes);
     let (one, other) = (digest(one), digest(other));
-    one.as_ref().iter().zip(other.as_ref()).fold(0, |differs, (a, b)| differs | (a ^ b)) == 0
+    one.as_ref()
+        .iter()
+        .zip(other.as_ref())
+        .fold(0, |differs, (a, b)| differs | (a ^ b))
+        == 0
 }
 
 #[cfg(test)]
@@ -172,7 +184,10 @@ mod tests {
             username: username.into(),
             ilp_address: "test.x".into(),
             ilp_address_generated: true,
-            asset: Asset { code: "ABC".into(), scale: 9 },
+            asset: Asset {
+                code: "ABC".into(),
+                scale: 9,
+            },
             asset_id: AssetId::new(0),
             routing_relation: RoutingRelation::default(),
             limits: AccountLimits::default(),
@@ -207,7 +222,10 @@ mod tests {
         directory.insert(account(8, "alicE"));
         assert_eq!(directory.find("Alice").unwrap().id.get(), 8);
         directory.insert(account(8, "other"));
-        assert!(directory.find("alice").is_none(), "a renamed account is not found under its old name");
+        assert!(
+            directory.find("alice").is_none(),
+            "a renamed account is not found under its old name"
+        );
     }
 
     #[test]

@@ -15,14 +15,19 @@ pub struct Journal<T> {
 
 impl<T> Default for Journal<T> {
     fn default() -> Self {
-        Self { waiting: VecDeque::new() }
+        Self {
+            waiting: VecDeque::new(),
+        }
     }
 }
 
 impl<T> Journal<T> {
     /// Keeps `response` back until the transfer `number` is durable. Numbers grow.
     pub fn wait(&mut self, number: TransferNumber, response: T) {
-        assert!(self.waiting.back().is_none_or(|(last, _)| *last < number), "transfers are numbered in order");
+        assert!(
+            self.waiting.back().is_none_or(|(last, _)| *last < number),
+            "transfers are numbered in order"
+        );
         self.waiting.push_back((number, response));
     }
 

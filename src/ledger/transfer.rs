@@ -39,10 +39,26 @@ impl Transfer {
         let incoming = i128::from(self.incoming_amount);
         let outgoing = i128::from(self.outgoing_amount);
         [
-            Entry { owner: Owner::Account(self.from), asset: from_asset, amount: -incoming },
-            Entry { owner: Owner::Connector, asset: from_asset, amount: incoming },
-            Entry { owner: Owner::Account(self.to), asset: to_asset, amount: outgoing },
-            Entry { owner: Owner::Connector, asset: to_asset, amount: -outgoing },
+            Entry {
+                owner: Owner::Account(self.from),
+                asset: from_asset,
+                amount: -incoming,
+            },
+            Entry {
+                owner: Owner::Connector,
+                asset: from_asset,
+                amount: incoming,
+            },
+            Entry {
+                owner: Owner::Account(self.to),
+                asset: to_asset,
+                amount: outgoing,
+            },
+            Entry {
+                owner: Owner::Connector,
+                asset: to_asset,
+                amount: -outgoing,
+            },
         ]
     }
 }
@@ -50,7 +66,12 @@ impl Transfer {
 /// Whether these entries sum to zero in every asset.
 pub fn adds_up(entries: &[Entry]) -> bool {
     entries.iter().all(|one| {
-        entries.iter().filter(|other| other.asset == one.asset).map(|other| other.amount).sum::<i128>() == 0
+        entries
+            .iter()
+            .filter(|other| other.asset == one.asset)
+            .map(|other| other.amount)
+            .sum::<i128>()
+            == 0
     })
 }
 
@@ -60,10 +81,19 @@ mod tests {
 
     #[test]
     fn entries_add_up_per_asset() {
-        for (from_asset, to_asset, incoming_amount, outgoing_amount) in
-            [(0, 0, 100, 100), (0, 0, 100, 99), (0, 1, 100, 3), (0, 1, u64::MAX, u64::MAX), (1, 0, 0, 0)]
-        {
-            let transfer = Transfer { from: AccountId::new(0), to: AccountId::new(1), incoming_amount, outgoing_amount };
+        for (from_asset, to_asset, incoming_amount, outgoing_amount) in [
+            (0, 0, 100, 100),
+            (0, 0, 100, 99),
+            (0, 1, 100, 3),
+            (0, 1, u64::MAX, u64::MAX),
+            (1, 0, 0, 0),
+        ] {
+            let transfer = Transfer {
+                from: AccountId::new(0),
+                to: AccountId::new(1),
+                incoming_amount,
+                outgoing_amount,
+            };
             let entries = transfer.entries(AssetId::new(from_asset), AssetId::new(to_asset));
             assert!(adds_up(&entries), "{transfer:?}");
             let mut wrong = entries;

@@ -71,10 +71,7 @@ pub enum Event<'a> {
     /// Only the choice to treat it as a request was made: a packet that is malformed, or no Prepare
     /// at all, comes out here too, and is answered with a Reject F01 like any other, by those who
     /// know our address.
-    Prepare {
-        request_id: u32,
-        packet: &'a mut [u8],
-    },
+    Prepare { request_id: u32, packet: &'a mut [u8] },
     /// A Fulfill or Reject, by its first byte, for our Prepare of this id. Drop it if there is
     /// none.
     Reply { request_id: u32, packet: &'a [u8] },
@@ -177,10 +174,7 @@ impl BtpLink {
         bytes: &'a mut [u8],
         out: &mut Vec<u8>,
     ) -> Result<(usize, Option<Event<'a>>), Close> {
-        let Self {
-            session,
-            reassembly,
-        } = self;
+        let Self { session, reassembly } = self;
         match session.state {
             State::Deciding => return Ok((0, None)),
             State::Over => return Ok((bytes.len(), None)),
@@ -226,21 +220,15 @@ impl BtpLink {
         if self.session.close_sent {
             return;
         }
-        debug_assert_eq!(
-            self.session.state,
-            State::Deciding,
-            "accept answers Event::Auth"
-        );
+        debug_assert_eq!(self.session.state, State::Deciding, "accept answers Event::Auth");
         self.session.state = State::Open;
-        self.session
-            .send(out, |out| btp::write_empty_response(out, request_id));
+        self.session.send(out, |out| btp::write_empty_response(out, request_id));
     }
 
     /// Server: turns the peer away and closes. The same words for every reason, so that names
     /// cannot be probed.
     pub fn refuse(&mut self, request_id: u32, out: &mut Vec<u8>, now: Timestamp) {
-        self.session
-            .refuse(request_id, "invalid auth_token", now, out);
+        self.session.refuse(request_id, "invalid auth_token", now, out);
     }
 
     /// Client: authenticates, as the first thing on the link. `username` is for servers that choose
@@ -331,10 +319,7 @@ mod tests {
             Event::AuthRefused { reason } => Seen::AuthRefused(reason),
             Event::Prepare { request_id, packet } => Seen::Prepare(request_id, packet.to_vec()),
             Event::Reply { request_id, packet } => Seen::Reply(request_id, packet.to_vec()),
-            Event::Failed {
-                request_id,
-                failure,
-            } => Seen::Failed(request_id, failure),
+            Event::Failed { request_id, failure } => Seen::Failed(request_id, failure),
         }
     }
 
@@ -375,9 +360,7 @@ mod tests {
         /// A client whose authentication is undecided.
         fn client(seed: u64) -> Self {
             let mut client = Self::new(BtpLink::client(seed));
-            client
-                .link
-                .send_auth(Some("alice"), "secret", &mut client.out);
+            client.link.send_auth(Some("alice"), "secret", &mut client.out);
             client
         }
 
@@ -386,10 +369,7 @@ mod tests {
             self.received.extend_from_slice(bytes);
             let mut start = 0;
             loop {
-                match self
-                    .link
-                    .next(NOW, &mut self.received[start..], &mut self.out)
-                {
+                match self.link.next(NOW, &mut self.received[start..], &mut self.out) {
                     Ok((0, None)) => break,
                     Ok((consumed, event)) => {
                         start += consumed;
@@ -407,19 +387,13 @@ mod tests {
 
         /// What the link wants to send: every frame's opcode and plain payload.
         fn sent(&mut self) -> Vec<(Opcode, Vec<u8>)> {
-            frames(
-                &std::mem::take(&mut self.out),
-                self.link.role() == Role::Client,
-            )
+            frames(&std::mem::take(&mut self.out), self.link.role() == Role::Client)
         }
 
         /// The same if all of it is BTP.
         fn sent_btp(&mut self) -> Vec<Vec<u8>> {
             let sent = self.sent();
-            assert!(
-                sent.iter().all(|(opcode, _)| *opcode == Opcode::Binary),
-                "{sent:?}"
-            );
+            assert!(sent.iter().all(|(opcode, _)| *opcode == Opcode::Binary), "{sent:?}");
             sent.into_iter().map(|(_, payload)| payload).collect()
         }
     }
@@ -487,14 +461,7 @@ mod tests {
 
     fn error_frame(request_id: u32, code: &[u8; 3]) -> Vec<u8> {
         let mut frame = Vec::new();
-        btp::write_error(
-            &mut frame,
-            request_id,
-            code,
-            "SomeError",
-            "{\"message\":\"no\"}",
-            NOW,
-        );
+        btp::write_error(&mut frame, request_id, code, "SomeError", "{\"message\":\"no\"}", NOW);
         frame
     }
 
@@ -512,10 +479,7 @@ mod tests {
         for auth in [with_username, without] {
             let mut server = End::new(BtpLink::server());
             server.receive(&client_message(&hex(auth)));
-            assert_eq!(
-                server.seen,
-                [Seen::Auth(1, None, "shh_its_a_secret".to_owned())]
-            );
+            assert_eq!(server.seen, [Seen::Auth(1, None, "shh_its_a_secret".to_owned())]);
             assert!(!server.link.is_authenticated());
             server.link.accept(1, &mut server.out);
             assert!(server.link.is_authenticated());
@@ -526,32 +490,20 @@ mod tests {
     #[test]
     fn refusal_is_an_error_and_a_close() {
         let mut server = End::new(BtpLink::server());
-        server.receive(&client_message(&hex(
-            "06000000011001010a617574685f746f6b656e010178",
-        )));
+        server.receive(&client_message(&hex("06000000011001010a617574685f746f6b656e010178")));
         assert_eq!(server.seen, [Seen::Auth(1, None, "x".to_owned())]);
         server.link.refuse(1, &mut server.out, NOW);
         let error = "02000000013d463030104e6f7441636365707465644572726f72133230333030313032\
                      3033303430352e3637385a12696e76616c696420617574685f746f6b656e0100";
         assert_eq!(
             server.sent(),
-            [
-                (Opcode::Binary, hex(error)),
-                (Opcode::Close, vec![0x03, 0xf0])
-            ]
+            [(Opcode::Binary, hex(error)), (Opcode::Close, vec![0x03, 0xf0])]
         );
         // What comes after is thrown away, and nothing is said any more.
-        server.receive(&client_message(&ilp_frame(
-            FrameKind::Message,
-            9,
-            &prepare(0),
-        )));
+        server.receive(&client_message(&ilp_frame(FrameKind::Message, 9, &prepare(0))));
         server.link.send_reply(9, REJECT, &mut server.out);
         server.link.send_ping(&mut server.out);
-        assert_eq!(
-            (server.seen.len(), server.received.len(), server.out.len()),
-            (1, 0, 0)
-        );
+        assert_eq!((server.seen.len(), server.received.len(), server.out.len()), (1, 0, 0));
     }
 
     #[test]
@@ -568,10 +520,7 @@ mod tests {
         let [Seen::Auth(auth_id, username, token)] = &server.seen[..] else {
             panic!("{:?}", server.seen);
         };
-        assert_eq!(
-            (username.as_deref(), token.as_str()),
-            (Some("alice"), "secret")
-        );
+        assert_eq!((username.as_deref(), token.as_str()), (Some("alice"), "secret"));
         server.link.accept(*auth_id, &mut server.out);
         server.seen.clear();
         server.receive(b"");
@@ -580,10 +529,7 @@ mod tests {
         assert_eq!(server.seen, [Seen::Prepare(5, patched)]);
         server.link.send_reply(5, FULFILL, &mut server.out);
         client.receive(&std::mem::take(&mut server.out));
-        assert_eq!(
-            client.seen,
-            [Seen::Authenticated, Seen::Reply(5, FULFILL.to_vec())]
-        );
+        assert_eq!(client.seen, [Seen::Authenticated, Seen::Reply(5, FULFILL.to_vec())]);
         assert!(client.link.is_authenticated());
     }
 
@@ -614,30 +560,16 @@ mod tests {
         let in_response = hex("01000000011001010a617574685f746f6b656e010178");
         let packet = ilp_frame(FrameKind::Message, 1, &prepare(0));
         let reply = ilp_frame(FrameKind::Response, 1, FULFILL);
-        for frame in [
-            no_token,
-            not_text,
-            in_response,
-            packet,
-            reply,
-            error_frame(1, b"F00"),
-        ] {
+        for frame in [no_token, not_text, in_response, packet, reply, error_frame(1, b"F00")] {
             let mut server = End::new(BtpLink::server());
             server.receive(&client_message(&frame));
-            assert_eq!(
-                server.seen,
-                [Seen::Closed(Close::NotAuthenticated)],
-                "{frame:02x?}"
-            );
+            assert_eq!(server.seen, [Seen::Closed(Close::NotAuthenticated)], "{frame:02x?}");
             let sent = server.sent();
             let [(Opcode::Binary, error), (Opcode::Close, code)] = &sent[..] else {
                 panic!("{sent:?}");
             };
             let error = Frame::parse(error).unwrap();
-            assert_eq!(
-                (error.request_id(), error.error().unwrap().code),
-                (1, *b"F00")
-            );
+            assert_eq!((error.request_id(), error.error().unwrap().code), (1, *b"F00"));
             assert_eq!(code[..], [0x03, 0xf0]);
         }
     }
@@ -738,24 +670,14 @@ mod tests {
                 Some(Seen::Prepare(7, b"hello".to_vec())),
                 None,
             ),
-            (
-                "Error T",
-                error_frame(7, b"T00"),
-                failed(Failure::Unreachable),
-                None,
-            ),
+            ("Error T", error_frame(7, b"T00"), failed(Failure::Unreachable), None),
             (
                 "Error F08",
                 error_frame(7, b"F08"),
                 failed(Failure::InsufficientLiquidity),
                 None,
             ),
-            (
-                "Error F",
-                error_frame(7, b"F00"),
-                failed(Failure::Garbage),
-                None,
-            ),
+            ("Error F", error_frame(7, b"F00"), failed(Failure::Garbage), None),
             (
                 "Error of no class",
                 error_frame(7, b"L13"),
@@ -766,26 +688,14 @@ mod tests {
         for (name, frame, expected, answer) in cases {
             let mut server = End::open_server();
             server.receive(&client_message(&frame));
-            assert_eq!(
-                server.seen,
-                Vec::from_iter(expected.clone()),
-                "{name}, as server"
-            );
-            assert_eq!(
-                server.sent_btp(),
-                Vec::from_iter(answer.clone()),
-                "{name}, as server"
-            );
+            assert_eq!(server.seen, Vec::from_iter(expected.clone()), "{name}, as server");
+            assert_eq!(server.sent_btp(), Vec::from_iter(answer.clone()), "{name}, as server");
 
             let mut client = End::client(3);
             client.sent();
             client.receive(&server_message(&frame));
             assert_eq!(client.seen, Vec::from_iter(expected), "{name}, as client");
-            assert_eq!(
-                client.sent_btp(),
-                Vec::from_iter(answer),
-                "{name}, as client"
-            );
+            assert_eq!(client.sent_btp(), Vec::from_iter(answer), "{name}, as client");
         }
     }
 
@@ -794,11 +704,7 @@ mod tests {
         let mut client = End::client(7);
         let auth_id = Frame::parse(&client.sent_btp()[0]).unwrap().request_id();
         let prepare = prepare(0);
-        client.receive(&server_message(&ilp_frame(
-            FrameKind::Response,
-            auth_id,
-            &prepare,
-        )));
+        client.receive(&server_message(&ilp_frame(FrameKind::Response, auth_id, &prepare)));
         assert_eq!(client.seen, [Seen::Prepare(auth_id, prepare)]);
         assert!(!client.link.is_authenticated());
     }
@@ -852,11 +758,7 @@ mod tests {
             client_frame(0x80, b"x"),
         ]
         .concat();
-        let text_too_big = [
-            client_frame(0x01, &[0; 40_000]),
-            client_frame(0x80, &[0; 25_537]),
-        ]
-        .concat();
+        let text_too_big = [client_frame(0x01, &[0; 40_000]), client_frame(0x80, &[0; 25_537])].concat();
         for (bytes, code) in [
             (server_message(b"x"), protocol),
             (client_frame(0xc2, b"x"), protocol),
@@ -864,10 +766,7 @@ mod tests {
             (client_frame(0x09, b"x"), protocol),
             (client_frame(0x88, b"x"), protocol),
             (client_frame(0x88, &1005u16.to_be_bytes()), protocol),
-            (
-                client_frame(0x88, b"\x03\xe8\xff"),
-                CloseCode::InvalidPayload,
-            ),
+            (client_frame(0x88, b"\x03\xe8\xff"), CloseCode::InvalidPayload),
             (continuation_of_nothing, protocol),
             (message_in_message, protocol),
             (text_in_message, protocol),
@@ -883,10 +782,7 @@ mod tests {
                 "{:02x?}",
                 &bytes[..2]
             );
-            assert_eq!(
-                server.sent(),
-                [(Opcode::Close, (code as u16).to_be_bytes().to_vec())]
-            );
+            assert_eq!(server.sent(), [(Opcode::Close, (code as u16).to_be_bytes().to_vec())]);
         }
         let mut stranger = End::new(BtpLink::server());
         stranger.receive(&client_message(&[0; AUTH_MESSAGE_BYTES_MAX]));
@@ -912,10 +808,7 @@ mod tests {
         server.receive(&client_frame(0x80, b""));
         server.receive(&client_message(&ilp_frame(FrameKind::Response, 7, FULFILL)));
         assert_eq!(server.seen, [Seen::Reply(7, FULFILL.to_vec())]);
-        assert_eq!(
-            server.sent(),
-            [(Opcode::Pong, b"ping between fragments".to_vec())]
-        );
+        assert_eq!(server.sent(), [(Opcode::Pong, b"ping between fragments".to_vec())]);
     }
 
     #[test]
@@ -955,11 +848,7 @@ mod tests {
             server.receive(&flood);
         }
         assert_eq!(server.seen, []);
-        assert!(
-            server.out.len() <= OWN_ANSWERS_OUT_MAX + 200,
-            "{}",
-            server.out.len()
-        );
+        assert!(server.out.len() <= OWN_ANSWERS_OUT_MAX + 200, "{}", server.out.len());
         server.sent();
         server.receive(&flood);
         assert_eq!(server.sent().len(), 3);
@@ -983,17 +872,11 @@ mod tests {
         // Ours went out first: replies still count, requests do not, and the peer's close is not
         // answered again.
         let mut server = End::open_server();
-        server
-            .link
-            .send_close(CloseCode::GoingAway, &mut server.out);
+        server.link.send_close(CloseCode::GoingAway, &mut server.out);
         assert!(server.link.is_closing());
         assert_eq!(server.sent(), [(Opcode::Close, vec![0x03, 0xe9])]);
         server.receive(&client_message(&ilp_frame(FrameKind::Response, 7, FULFILL)));
-        server.receive(&client_message(&ilp_frame(
-            FrameKind::Message,
-            8,
-            &prepare(0),
-        )));
+        server.receive(&client_message(&ilp_frame(FrameKind::Message, 8, &prepare(0))));
         server.receive(&client_frame(0x89, b"ping"));
         server.receive(&client_frame(0x88, b"\x03\xe9"));
         assert_eq!(
@@ -1011,9 +894,7 @@ mod tests {
         let mut server = End::new(BtpLink::server());
         let auth = client_message(&hex("06000000011001010a617574685f746f6b656e010178"));
         server.receive(&auth);
-        server
-            .link
-            .send_close(CloseCode::PolicyViolation, &mut server.out);
+        server.link.send_close(CloseCode::PolicyViolation, &mut server.out);
         server.link.accept(1, &mut server.out);
         assert!(!server.link.is_authenticated());
         server.receive(&auth);
@@ -1029,9 +910,7 @@ mod tests {
 
         let mut client = End::client(7);
         let auth_id = Frame::parse(&client.sent_btp()[0]).unwrap().request_id();
-        client
-            .link
-            .send_close(CloseCode::PolicyViolation, &mut client.out);
+        client.link.send_close(CloseCode::PolicyViolation, &mut client.out);
         let mut accepted = Vec::new();
         btp::write_empty_response(&mut accepted, auth_id);
         client.receive(&server_message(&accepted));
@@ -1088,10 +967,7 @@ mod tests {
                 let (kind, packet) = if is_request {
                     (FrameKind::Message, prepare(data_len))
                 } else {
-                    (
-                        FrameKind::Response,
-                        [&[0x0e, 0x08][..], &vec![0x20; data_len]].concat(),
-                    )
+                    (FrameKind::Response, [&[0x0e, 0x08][..], &vec![0x20; data_len]].concat())
                 };
                 let frame = ilp_frame(kind, request_id, &packet);
                 let mut cuts = cuts.map(|cut| cut.index(frame.len()));

@@ -78,12 +78,8 @@ impl ReceiveBuffers {
         // SAFETY: the entries are page aligned, zeroed, large enough for that many, and live as long as `buffers`,
         // which the ring's owner drops after the ring.
         unsafe {
-            ring.submitter().register_buf_ring_with_flags(
-                buffers.entries as u64,
-                RECEIVE_BUFFERS,
-                BUFFER_GROUP,
-                0,
-            )?;
+            ring.submitter()
+                .register_buf_ring_with_flags(buffers.entries as u64, RECEIVE_BUFFERS, BUFFER_GROUP, 0)?;
         }
         for index in 0..RECEIVE_BUFFERS {
             buffers.provide(index);
@@ -93,8 +89,15 @@ impl ReceiveBuffers {
 
     /// The buffer that the kernel named in a completion, with `len` bytes in it.
     pub fn take(&self, index: u16, len: usize) -> Buffer {
-        assert!(index < RECEIVE_BUFFERS && len <= RECEIVE_BUFFER_BYTES, "the kernel names our own buffers");
-        Buffer { start: self.start_of(index), len, index }
+        assert!(
+            index < RECEIVE_BUFFERS && len <= RECEIVE_BUFFER_BYTES,
+            "the kernel names our own buffers"
+        );
+        Buffer {
+            start: self.start_of(index),
+            len,
+            index,
+        }
     }
 
     /// Lets the kernel fill the buffer again.

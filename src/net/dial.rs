@@ -50,7 +50,9 @@ pub fn socket_for(address: SocketAddr) -> io::Result<OwnedFd> {
 /// has vanished is noticed even when nothing is sent.
 pub(super) fn configure(socket: &Socket) -> io::Result<()> {
     socket.set_tcp_nodelay(true)?;
-    let keepalive = TcpKeepalive::new().with_time(Duration::from_secs(60)).with_interval(Duration::from_secs(15));
+    let keepalive = TcpKeepalive::new()
+        .with_time(Duration::from_secs(60))
+        .with_interval(Duration::from_secs(15));
     socket.set_tcp_keepalive(&keepalive)
 }
 
@@ -64,7 +66,11 @@ mod tests {
         let pauses: Vec<u64> = (0..8).map(|_| backoff.next_pause_ms(0)).collect();
         assert_eq!(pauses, [0, 100, 500, 1_000, 2_000, 5_000, 5_000, 5_000]);
         backoff.worked(PROVEN_AFTER_MS - 1);
-        assert_eq!(backoff.next_pause_ms(0), 5_000, "a connection that dies young proves nothing");
+        assert_eq!(
+            backoff.next_pause_ms(0),
+            5_000,
+            "a connection that dies young proves nothing"
+        );
         backoff.worked(PROVEN_AFTER_MS);
         assert_eq!(backoff.next_pause_ms(0), 0);
     }

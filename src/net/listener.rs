@@ -21,7 +21,10 @@ pub fn bind(address: SocketAddr) -> io::Result<(OwnedFd, SocketAddr)> {
     super::dial::configure(&socket)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
-    let bound = socket.local_addr()?.as_socket().expect("an internet socket has an internet address");
+    let bound = socket
+        .local_addr()?
+        .as_socket()
+        .expect("an internet socket has an internet address");
     Ok((socket.into(), bound))
 }
 
@@ -30,14 +33,24 @@ const DESCRIPTORS_RESERVED: u64 = 512;
 
 /// Raises the process's limit of open descriptors as far as it may, and says how many connections that allows.
 pub fn connections_max() -> usize {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
     // SAFETY: both calls get a valid, initialized struct.
     let current = unsafe {
         if libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) != 0 {
             return 256;
         }
-        let raised = libc::rlimit { rlim_cur: limit.rlim_max, rlim_max: limit.rlim_max };
-        if libc::setrlimit(libc::RLIMIT_NOFILE, &raised) == 0 { raised.rlim_cur } else { limit.rlim_cur }
+        let raised = libc::rlimit {
+            rlim_cur: limit.rlim_max,
+            rlim_max: limit.rlim_max,
+        };
+        if libc::setrlimit(libc::RLIMIT_NOFILE, &raised) == 0 {
+            raised.rlim_cur
+        } else {
+            limit.rlim_cur
+        }
     };
     let connections = current.saturating_sub(DESCRIPTORS_RESERVED).max(64);
     usize::try_from(connections).unwrap_or(usize::MAX).min(CONNECTIONS_MAX)

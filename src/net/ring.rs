@@ -44,7 +44,10 @@ impl SocketId {
     }
 
     pub fn from_u64(number: u64) -> Self {
-        Self { index: (number >> 32) as u32, generation: number as u32 }
+        Self {
+            index: (number >> 32) as u32,
+            generation: number as u32,
+        }
     }
 }
 
@@ -95,7 +98,11 @@ impl Operation {
             5 => Self::Cancel,
             other => unreachable!("the kernel returns our own user data, not {other}"),
         };
-        (operation, (user_data >> 32) as u32, (user_data >> 8) as u32 & GENERATION_MASK)
+        (
+            operation,
+            (user_data >> 32) as u32,
+            (user_data >> 8) as u32 & GENERATION_MASK,
+        )
     }
 }
 
@@ -111,6 +118,8 @@ enum Phase {
     Closing,
     /// As `Closing`, but the descriptor goes to another shard.
     Detaching,
+    /// Over; the slot stays taken until the owner has been told.
+    Gone,
 }
 
 struct Socket {
@@ -149,11 +158,14 @@ pub struct Ring {
     dirty: Vec<SocketId>,
     listeners: Vec<OwnedFd>,
     accepting: bool,
-    /// Milliseconds of the caller's clock for which a timeout is armed already.
-    wake_at_ms: Option<u64>,
+    /// Microseconds of the caller's clock for which a timeout is armed already.
+    wake_at_us: Option<u64>,
     timespec: Box<types::Timespec>,
-    /// Closed while nothing of theirs was in the kernel, reported with the next turn.
-    freed: Vec<Completion>,
+    /// The last words about sockets that are gone, told at the end of a turn, and their slots.
+    gone: Vec<(u32, Completion)>,
+    /// Slots of sockets whose last word has been told. They are free with the next turn: a connection that was accepted
+    /// in the same turn must not get the slot before its owner has heard of the end of the previous one.
+    told: Vec<u32>,
 }
 
 /// What the ring needs and this machine does not give, in words for an operator.
@@ -165,10 +177,12 @@ pub enum Unsupported {
          profile that lists them), and see that /proc/sys/kernel/io_uring_disabled is 0"
     )]
     Forbidden(io::Error),
-    #[error(
-        "this kernel's io_uring lacks {feature} ({error}). Clearway needs Linux 6.1 or later; this is {release}"
-    )]
-    TooOld { feature: &'static str, error: io::Error, release: String },
+    #[error("this kernel's io_uring lacks {feature} ({error}). Clearway needs Linux 6.1 or later; this is {release}")]
+    TooOld {
+        feature: &'static str,
+        error: io::Error,
+        release: String,
+    },
     #[error("io_uring could not be set up: {0}. Raising the limit of locked memory (ulimit -l) may help")]
     Other(io::Error),
 }
@@ -184,7 +198,11 @@ impl Unsupported {
 
     fn too_old(feature: &'static str, error: io::Error) -> Self {
         let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-        Self::TooOld { feature, error, release: release.trim().to_owned() }
+        Self::TooOld {
+            feature,
+            error,
+            release: release.trim().to_owned(),
+        }
     }
 }
 
@@ -212,9 +230,10 @@ impl Ring {
             dirty: Vec::new(),
             listeners: Vec::new(),
             accepting: true,
-            wake_at_ms: None,
+            wake_at_us: None,
             timespec: Box::new(types::Timespec::new()),
-            freed: Vec::new(),
+            gone: Vec::new(),
+            told: Vec::new(),
         })
     }
 
@@ -273,7 +292,10 @@ impl Ring {
 
     /// Where to append what shall be sent; it goes out at the end of the turn. `None` once the socket is closing.
     pub fn output(&mut self, id: SocketId) -> Option<&mut Vec<u8>> {
-        let socket = self.sockets.get_mut(id.index()).filter(|socket| socket.generation == id.generation)?;
+        let socket = self
+            .sockets
+            .get_mut(id.index())
+            .filter(|socket| socket.generation == id.generation)?;
         if !matches!(socket.phase, Phase::Open | Phase::Connecting) {
             return None;
         }
@@ -289,7 +311,9 @@ impl Ring {
 
     /// Bytes that wait to be sent or are being sent.
     pub fn unsent(&self, id: SocketId) -> usize {
-        self.get(id).map_or(0, |socket| socket.queue.len() + socket.sending.len() - socket.sent as usize)
+        self.get(id).map_or(0, |socket| {
+            socket.queue.len() + socket.sending.len() - socket.sent as usize
+        })
     }
 
     /// Who is at the other end.
@@ -301,7 +325,8 @@ impl Ring {
     }
 
     pub fn is_open(&self, id: SocketId) -> bool {
-        self.get(id).is_some_and(|socket| matches!(socket.phase, Phase::Open | Phase::Connecting))
+        self.get(id)
+            .is_some_and(|socket| matches!(socket.phase, Phase::Open | Phase::Connecting))
     }
 
     /// Stops receiving until [`Self::resume`]; what the kernel has received already may still be delivered.
@@ -371,7 +396,10 @@ impl Ring {
     /// [`Completion::Detached`] are delivered as usual, and belong to the connection's new home.
     pub fn detach(&mut self, id: SocketId) {
         let Some(socket) = self.get_mut(id) else { return };
-        assert!(socket.queue.is_empty() && socket.sending.is_empty(), "a connection moves when it has said everything");
+        assert!(
+            socket.queue.is_empty() && socket.sending.is_empty(),
+            "a connection moves when it has said everything"
+        );
         if socket.phase == Phase::Open {
             socket.phase = Phase::Detaching;
             self.cancel_receive(id);
@@ -384,12 +412,15 @@ impl Ring {
         self.buffers.give_back(buffer);
     }
 
-    /// Sees to it that the eventfd is raised at `deadline_ms` at the latest; both on the caller's clock.
-    pub fn wake_at(&mut self, now_ms: u64, deadline_ms: u64) {
-        if self.wake_at_ms.is_some_and(|armed| armed <= deadline_ms && armed > now_ms) {
+    /// Sees to it that the eventfd is raised at `deadline_us` at the latest; both on the caller's clock.
+    pub fn wake_at(&mut self, now_us: u64, deadline_us: u64) {
+        if self
+            .wake_at_us
+            .is_some_and(|armed| armed <= deadline_us && armed > now_us)
+        {
             return;
         }
-        let wait = std::time::Duration::from_millis(deadline_ms.saturating_sub(now_ms).max(1));
+        let wait = std::time::Duration::from_micros(deadline_us.saturating_sub(now_us).max(1));
         *self.timespec = types::Timespec::from(wait);
         let entry = opcode::Timeout::new(&*self.timespec)
             .build()
@@ -397,18 +428,22 @@ impl Ring {
         self.push(entry);
         // The kernel copies the time when it takes the entry; take it now, so that the next one may be another.
         self.submit();
-        self.wake_at_ms = Some(deadline_ms);
+        self.wake_at_us = Some(deadline_us);
     }
 
     /// Submits what the last turn queued and gathers what has happened. Never waits.
     pub fn turn(&mut self, completions: &mut Vec<Completion>) {
         self.flush();
-        completions.append(&mut self.freed);
+        for index in self.told.drain(..) {
+            self.sockets.remove(index as usize);
+        }
         let queued = self.ring.submission().len() as u32;
         // SAFETY: no signal mask is passed; every entry pushed refers to memory that outlives its operation (a
         // socket's slot keeps its send buffer and address until the completion has come).
         let entered = unsafe {
-            self.ring.submitter().enter::<libc::sigset_t>(queued, 0, ENTER_GETEVENTS, None)
+            self.ring
+                .submitter()
+                .enter::<libc::sigset_t>(queued, 0, ENTER_GETEVENTS, None)
         };
         if let Err(error) = entered {
             // Busy: the completion queue is full. We empty it below and submit with the next turn.
@@ -417,6 +452,10 @@ impl Ring {
         }
         while let Some(entry) = self.next_completion() {
             self.handle(&entry, completions);
+        }
+        for (index, last_word) in self.gone.drain(..) {
+            self.told.push(index);
+            completions.push(last_word);
         }
     }
 
@@ -430,7 +469,7 @@ impl Ring {
         let result = entry.result();
         let more = cqueue::more(entry.flags());
         match operation {
-            Operation::Timeout => self.wake_at_ms = None,
+            Operation::Timeout => self.wake_at_us = None,
             Operation::Cancel => {}
             Operation::Accept => {
                 if result >= 0 {
@@ -477,8 +516,10 @@ impl Ring {
         let buffer = cqueue::buffer_select(entry.flags())
             .map(|index| self.buffers.take(index, usize::try_from(result).unwrap_or(0)));
         let more = cqueue::more(entry.flags());
-        let Some(socket) =
-            self.sockets.get_mut(id.index()).filter(|socket| socket.generation == id.generation)
+        let Some(socket) = self
+            .sockets
+            .get_mut(id.index())
+            .filter(|socket| socket.generation == id.generation)
         else {
             if let Some(buffer) = buffer {
                 self.buffers.give_back(buffer);
@@ -631,7 +672,10 @@ impl Ring {
             sent: 0,
             address,
         });
-        SocketId { index: index as u32, generation }
+        SocketId {
+            index: index as u32,
+            generation,
+        }
     }
 
     /// Frees a closing or detaching socket when nothing of it is in the kernel any more.
@@ -641,23 +685,32 @@ impl Ring {
         if in_kernel || !matches!(socket.phase, Phase::Closing | Phase::Detaching) {
             return;
         }
-        let socket = self.sockets.remove(id.index());
-        // SAFETY: the slot owned the descriptor since `insert` and is gone.
-        let connection = unsafe { OwnedFd::from_raw_fd(socket.fd) };
-        self.queues.give_back(socket.queue);
-        self.freed.push(if socket.phase == Phase::Detaching {
+        let socket = &mut self.sockets[id.index()];
+        let phase = std::mem::replace(&mut socket.phase, Phase::Gone);
+        let queue = std::mem::take(&mut socket.queue);
+        let error = socket.error.take();
+        // SAFETY: the slot has owned the descriptor since `insert`, and gives it up here.
+        let connection = unsafe { OwnedFd::from_raw_fd(std::mem::replace(&mut socket.fd, -1)) };
+        self.queues.give_back(queue);
+        let last_word = if phase == Phase::Detaching {
             Completion::Detached { socket: id, connection }
         } else {
-            Completion::Closed { socket: id, error: socket.error.map(|error| *error) }
-        });
+            Completion::Closed {
+                socket: id,
+                error: error.map(|error| *error),
+            }
+        };
+        self.gone.push((id.index, last_word));
     }
 
     fn get(&self, id: SocketId) -> Option<&Socket> {
-        self.sockets.get(id.index()).filter(|socket| socket.generation == id.generation)
+        let socket = self.sockets.get(id.index())?;
+        (socket.generation == id.generation && socket.phase != Phase::Gone).then_some(socket)
     }
 
     fn get_mut(&mut self, id: SocketId) -> Option<&mut Socket> {
-        self.sockets.get_mut(id.index()).filter(|socket| socket.generation == id.generation)
+        let socket = self.sockets.get_mut(id.index())?;
+        (socket.generation == id.generation && socket.phase != Phase::Gone).then_some(socket)
     }
 
     fn push(&mut self, entry: squeue::Entry) {
@@ -674,16 +727,16 @@ impl Ring {
         }
     }
 
-    /// Whether a turn would find something without waiting: slots freed by our own doing.
+    /// Whether a turn would find something without waiting: sockets that have gone, bytes to send.
     pub fn has_news(&self) -> bool {
-        !self.freed.is_empty() || !self.dirty.is_empty()
+        !self.gone.is_empty() || !self.dirty.is_empty()
     }
 }
 
 impl Drop for Ring {
     fn drop(&mut self) {
         // Descriptors of open sockets; the kernel ends their operations when the ring is closed right after.
-        for (_, socket) in &self.sockets {
+        for (_, socket) in self.sockets.iter().filter(|(_, socket)| socket.phase != Phase::Gone) {
             shutdown(socket.fd, libc::SHUT_RDWR);
             // SAFETY: the slot owns the descriptor and is never used again.
             drop(unsafe { OwnedFd::from_raw_fd(socket.fd) });

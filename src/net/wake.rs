@@ -26,7 +26,10 @@ impl Waker {
         }
         // SAFETY: `fd` was just opened and has no other owner.
         let eventfd = unsafe { OwnedFd::from_raw_fd(fd) };
-        Ok(Self(Arc::new(Shared { eventfd, parked: AtomicBool::new(false) })))
+        Ok(Self(Arc::new(Shared {
+            eventfd,
+            parked: AtomicBool::new(false),
+        })))
     }
 
     /// The descriptor to wait on, and to register with a ring so that its completions raise it too.

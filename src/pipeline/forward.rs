@@ -14,7 +14,10 @@ pub struct Windows {
 
 impl Default for Windows {
     fn default() -> Self {
-        Self { message_window_ms: 1_000, hold_ms_max: 30_000 }
+        Self {
+            message_window_ms: 1_000,
+            hold_ms_max: 30_000,
+        }
     }
 }
 
@@ -24,12 +27,18 @@ pub struct InsufficientTimeout;
 
 /// The expiry of the outgoing Prepare: earlier than the incoming one by the window, and no later than `hold_ms_max`
 /// from now. Never later than the incoming expiry.
-pub fn outgoing_expiry(incoming: Timestamp, now: Timestamp, windows: Windows) -> Result<Timestamp, InsufficientTimeout> {
+pub fn outgoing_expiry(
+    incoming: Timestamp,
+    now: Timestamp,
+    windows: Windows,
+) -> Result<Timestamp, InsufficientTimeout> {
     let remaining_ms = incoming.as_millis().saturating_sub(now.as_millis());
     if remaining_ms < 2 * windows.message_window_ms {
         return Err(InsufficientTimeout);
     }
-    Ok(incoming.minus_ms(windows.message_window_ms).min(now.plus_ms(windows.hold_ms_max)))
+    Ok(incoming
+        .minus_ms(windows.message_window_ms)
+        .min(now.plus_ms(windows.hold_ms_max)))
 }
 
 #[cfg(test)]
@@ -49,8 +58,15 @@ mod tests {
             (0, None),
         ] {
             let outgoing = outgoing_expiry(now.plus_ms(incoming_in_ms), now, Windows::default());
-            assert_eq!(outgoing.ok(), outgoing_in_ms.map(|ms| now.plus_ms(ms)), "{incoming_in_ms} ms left");
+            assert_eq!(
+                outgoing.ok(),
+                outgoing_in_ms.map(|ms| now.plus_ms(ms)),
+                "{incoming_in_ms} ms left"
+            );
         }
-        assert!(outgoing_expiry(now.minus_ms(1), now, Windows::default()).is_err(), "in the past");
+        assert!(
+            outgoing_expiry(now.minus_ms(1), now, Windows::default()).is_err(),
+            "in the past"
+        );
     }
 }

@@ -26,7 +26,10 @@ const TICKS: usize = 8192;
 
 /// The longest that a Prepare may be held: the wheel must not turn round on it.
 pub const HOLD_MS_MAX: u64 = 60_000;
-const _: () = assert!(HOLD_MS_MAX + 2 * TICK_MS < TICKS as u64 * TICK_MS, "the wheel holds the longest wait");
+const _: () = assert!(
+    HOLD_MS_MAX + 2 * TICK_MS < TICKS as u64 * TICK_MS,
+    "the wheel holds the longest wait"
+);
 
 const NONE: u32 = u32::MAX;
 
@@ -112,9 +115,18 @@ impl Table {
     pub fn insert(&mut self, entry: InFlight) -> RequestId {
         assert!(!self.is_full(), "the caller has asked");
         let tick = (entry.deadline_ms.div_ceil(TICK_MS)).max(self.tick);
-        assert!(tick - self.tick < TICKS as u64, "nothing is held longer than the wheel is round");
+        assert!(
+            tick - self.tick < TICKS as u64,
+            "nothing is held longer than the wheel is round"
+        );
         let slot = self.free.pop().unwrap_or_else(|| {
-            self.slots.push(Slot { generation: 0, entry: None, next: NONE, previous: NONE, place: 0 });
+            self.slots.push(Slot {
+                generation: 0,
+                entry: None,
+                next: NONE,
+                previous: NONE,
+                place: 0,
+            });
             self.slots.len() as u32 - 1
         });
         let wheel_place = tick as usize % TICKS;
@@ -133,7 +145,9 @@ impl Table {
 
     pub fn get(&self, id: RequestId) -> Option<&InFlight> {
         let slot = self.slots.get((id.0 & SLOT_MASK) as usize)?;
-        slot.entry.as_ref().filter(|_| u32::from(slot.generation) == id.0 >> SLOT_BITS)
+        slot.entry
+            .as_ref()
+            .filter(|_| u32::from(slot.generation) == id.0 >> SLOT_BITS)
     }
 
     pub fn get_mut(&mut self, id: RequestId) -> Option<&mut InFlight> {
@@ -217,8 +231,9 @@ mod tests {
     }
 
     fn expired(table: &mut Table, now_ms: u64) -> Vec<u64> {
-        let mut amounts: Vec<u64> =
-            std::iter::from_fn(|| table.expire(now_ms)).map(|entry| entry.reservation.amount()).collect();
+        let mut amounts: Vec<u64> = std::iter::from_fn(|| table.expire(now_ms))
+            .map(|entry| entry.reservation.amount())
+            .collect();
         amounts.sort_unstable();
         amounts
     }
@@ -262,7 +277,9 @@ mod tests {
         for seed in 0..50u64 {
             let mut state = seed + 1;
             let mut random = move |below: u64| {
-                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                state = state
+                    .wrapping_mul(6_364_136_223_846_793_005)
+                    .wrapping_add(1_442_695_040_888_963_407);
                 (state >> 33) % below
             };
             let mut now = 10_000;

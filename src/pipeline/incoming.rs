@@ -93,7 +93,10 @@ impl Pipeline {
         let amount = prepare.amount();
         let maximum = member.account.limits.packet_amount_max;
         if amount > maximum {
-            return Err(RejectReason::AmountTooLarge { received: amount, maximum });
+            return Err(RejectReason::AmountTooLarge {
+                received: amount,
+                maximum,
+            });
         }
         if let Some(budgets) = &mut member.budgets
             && let Some(budget) = &mut budgets.amount
@@ -140,7 +143,11 @@ impl Pipeline {
         member.in_flight += 1;
         self.accepted += 1;
         Ok(Onward {
-            origin: Origin { from: account.id, hold, reply_to },
+            origin: Origin {
+                from: account.id,
+                hold,
+                reply_to,
+            },
             to: next_hop,
             amount,
             expires_at,
@@ -173,13 +180,20 @@ impl Pipeline {
         let spread = &self.settings.spread;
         let conversion = self.conversions.entry((from.asset_id, to.asset_id)).or_insert_with(|| {
             rates
-                .conversion((&from.asset.code, from.asset.scale), (&to.asset.code, to.asset.scale), spread)
+                .conversion(
+                    (&from.asset.code, from.asset.scale),
+                    (&to.asset.code, to.asset.scale),
+                    spread,
+                )
                 .ok()
         });
         let conversion = conversion.as_ref().ok_or(RejectReason::NoRate)?;
         conversion.convert(amount).map_err(|error| match error {
             ConversionError::Zero => RejectReason::AmountBecameZero,
-            ConversionError::TooLarge { maximum } => RejectReason::AmountTooLarge { received: amount, maximum },
+            ConversionError::TooLarge { maximum } => RejectReason::AmountTooLarge {
+                received: amount,
+                maximum,
+            },
         })
     }
 

@@ -129,10 +129,7 @@ mod tests {
         assert!(bucket.take(100, 1));
         assert!(!bucket.take(10_099, 100), "all or none");
         assert!(bucket.take(10_100, 100));
-        assert!(
-            !bucket.take(u64::MAX, 601),
-            "never more than the limit at once"
-        );
+        assert!(!bucket.take(u64::MAX, 601), "never more than the limit at once");
         assert!(bucket.take(u64::MAX, 600));
     }
 

@@ -25,7 +25,9 @@ pub fn echo(prepare: &Prepare<'_>) -> Result<Vec<u8>, RejectReason> {
     if request.read_u8() != Ok(ECHO_REQUEST) {
         return Err(RejectReason::InvalidServiceRequest);
     }
-    let source = request.read_var_octets().map_err(|_| RejectReason::InvalidServiceRequest)?;
+    let source = request
+        .read_var_octets()
+        .map_err(|_| RejectReason::InvalidServiceRequest)?;
     let source = Address::parse(source).map_err(|_| RejectReason::InvalidServiceRequest)?;
     let mut data = ECHO_PREFIX.to_vec();
     data.push(ECHO_RESPONSE);
@@ -61,12 +63,17 @@ mod tests {
     }
 
     fn bytes(hex: &str) -> Vec<u8> {
-        (0..hex.len()).step_by(2).map(|at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap()).collect()
+        (0..hex.len())
+            .step_by(2)
+            .map(|at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap())
+            .collect()
     }
 
     #[test]
     fn an_echo_goes_back_with_the_same_money() {
-        let request = prepare(&bytes("4543484f4543484f4543484f4543484f0010746573742e61636d652e636c69656e74"));
+        let request = prepare(&bytes(
+            "4543484f4543484f4543484f4543484f0010746573742e61636d652e636c69656e74",
+        ));
         let request = Prepare::parse(&request).unwrap();
         assert!(is_echo(&request));
         let answer = echo(&request).unwrap();
@@ -79,7 +86,15 @@ mod tests {
 
     #[test]
     fn what_is_no_echo_request_is_refused() {
-        for data in ["", "00", "0000", "0005746573", "01", "0210746573742e61636d652e636c69656e74", "00056120622063"] {
+        for data in [
+            "",
+            "00",
+            "0000",
+            "0005746573",
+            "01",
+            "0210746573742e61636d652e636c69656e74",
+            "00056120622063",
+        ] {
             let data = [ECHO_PREFIX.to_vec(), bytes(data)].concat();
             let packet = prepare(&data);
             let refused = echo(&Prepare::parse(&packet).unwrap());

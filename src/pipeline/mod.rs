@@ -167,7 +167,10 @@ impl Pipeline {
                 })
             });
             if member.account.asset_id != account.asset_id {
-                assert!(member.in_flight == 0, "an asset changes only while nothing is in flight");
+                assert!(
+                    member.in_flight == 0,
+                    "an asset changes only while nothing is in flight"
+                );
             }
             member.set_budgets(&account, now);
             member.account = account.clone();
@@ -257,11 +260,14 @@ impl Member {
         let old = &self.account.limits;
         let budgets = self.budgets.get_or_insert_default();
         if budgets.packets.is_none() || old.packets_per_minute != limits.packets_per_minute {
-            budgets.packets =
-                limits.packets_per_minute.map(|limit| Bucket::new(u64::from(limit), now.monotonic_ms));
+            budgets.packets = limits
+                .packets_per_minute
+                .map(|limit| Bucket::new(u64::from(limit), now.monotonic_ms));
         }
         if budgets.amount.is_none() || old.amount_per_minute != limits.amount_per_minute {
-            budgets.amount = limits.amount_per_minute.map(|limit| Bucket::new(limit, now.monotonic_ms));
+            budgets.amount = limits
+                .amount_per_minute
+                .map(|limit| Bucket::new(limit, now.monotonic_ms));
         }
     }
 }

@@ -30,7 +30,14 @@ impl Pipeline {
         link: LinkState,
         waiting: usize,
     ) -> Result<RequestId, (Origin, RejectReason)> {
-        let Onward { origin, to, amount, expires_at, condition, replacement: _ } = onward;
+        let Onward {
+            origin,
+            to,
+            amount,
+            expires_at,
+            condition,
+            replacement: _,
+        } = onward;
         match self.reserve(to, amount, link, waiting) {
             Err(reason) => {
                 self.stats.rejected_here += 1;

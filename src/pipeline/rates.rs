@@ -17,9 +17,7 @@ use num_traits::{One, ToPrimitive};
 mod decimal;
 
 use decimal::power_of_ten;
-pub use decimal::{
-    DECIMAL_DIGITS_MAX, DECIMAL_MAGNITUDE_MAX, DECIMAL_TEXT_BYTES_MAX, Decimal, InvalidDecimal,
-};
+pub use decimal::{DECIMAL_DIGITS_MAX, DECIMAL_MAGNITUDE_MAX, DECIMAL_TEXT_BYTES_MAX, Decimal, InvalidDecimal};
 
 /// Asset codes in one snapshot.
 pub const RATES_MAX: usize = 65_536;
@@ -69,9 +67,7 @@ impl Rates {
 
     /// All rates in the order of their codes.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = (&str, &Decimal)> {
-        self.by_code
-            .iter()
-            .map(|(code, rate)| (code.as_str(), rate))
+        self.by_code.iter().map(|(code, rate)| (code.as_str(), rate))
     }
 
     pub fn len(&self) -> usize {
@@ -84,21 +80,14 @@ impl Rates {
 
     /// How amounts of the asset `from` become amounts of the asset `to`, each a code and a scale. `spread` is the
     /// share we keep. An asset converts to itself at rate 1, whether a rate is set or not.
-    pub fn conversion(
-        &self,
-        from: (&str, u8),
-        to: (&str, u8),
-        spread: &Decimal,
-    ) -> Result<Conversion, NoRate> {
+    pub fn conversion(&self, from: (&str, u8), to: (&str, u8), spread: &Decimal) -> Result<Conversion, NoRate> {
         let ((code_from, scale_from), (code_to, scale_to)) = (from, to);
         if code_from == code_to {
             return Ok(Conversion::same_asset(scale_from, scale_to, spread));
         }
         let rate_from = self.get(code_from).ok_or(NoRate::From)?;
         let rate_to = self.get(code_to).ok_or(NoRate::To)?;
-        Ok(Conversion::new(
-            rate_from, rate_to, scale_from, scale_to, spread,
-        ))
+        Ok(Conversion::new(rate_from, rate_to, scale_from, scale_to, spread))
     }
 }
 
@@ -152,13 +141,7 @@ impl Conversion {
     /// leaves nothing to pay out; a negative one pays out more than the rate says, which is the operator's to decide.
     ///
     /// The rates must be greater than zero, which those of a [`Rates`] are.
-    pub fn new(
-        rate_from: &Decimal,
-        rate_to: &Decimal,
-        scale_from: u8,
-        scale_to: u8,
-        spread: &Decimal,
-    ) -> Self {
+    pub fn new(rate_from: &Decimal, rate_to: &Decimal, scale_from: u8, scale_to: u8, spread: &Decimal) -> Self {
         assert!(
             rate_from.is_positive() && rate_to.is_positive(),
             "a rate is checked before it is used"
@@ -172,8 +155,8 @@ impl Conversion {
         }
         let mut numerator = rate_from.coefficient.magnitude() * kept.magnitude();
         let mut denominator = rate_to.coefficient.magnitude().clone();
-        let exponent = rate_from.exponent + kept_exponent - rate_to.exponent + i32::from(scale_to)
-            - i32::from(scale_from);
+        let exponent =
+            rate_from.exponent + kept_exponent - rate_to.exponent + i32::from(scale_to) - i32::from(scale_from);
         if exponent >= 0 {
             numerator *= power_of_ten(exponent);
         } else {
@@ -201,10 +184,7 @@ impl Conversion {
         let maximum = maximum.to_u64().unwrap_or(u64::MAX);
         let factor = match (numerator.to_u64(), denominator.to_u64()) {
             (Some(1), Some(1)) => Factor::One,
-            (Some(numerator), Some(denominator)) => Factor::Small {
-                numerator,
-                denominator,
-            },
+            (Some(numerator), Some(denominator)) => Factor::Small { numerator, denominator },
             _ => Factor::Large(Box::new(LargeFactor::new(numerator, denominator))),
         };
         Self { factor, maximum }
@@ -213,17 +193,12 @@ impl Conversion {
     /// The amount in the outgoing asset, rounded down. 0 stays 0.
     pub fn convert(&self, amount: u64) -> Result<u64, ConversionError> {
         if amount > self.maximum {
-            return Err(ConversionError::TooLarge {
-                maximum: self.maximum,
-            });
+            return Err(ConversionError::TooLarge { maximum: self.maximum });
         }
         let converted = match &self.factor {
             Factor::Zero => 0,
             Factor::One => amount,
-            Factor::Small {
-                numerator,
-                denominator,
-            } => {
+            Factor::Small { numerator, denominator } => {
                 let exact = u128::from(amount) * u128::from(*numerator);
                 (exact / u128::from(*denominator)) as u64 // fits, because amount <= maximum
             }
@@ -266,9 +241,7 @@ impl LargeFactor {
         let fraction = (high << 64) | (low & u128::from(u64::MAX));
         if fraction < amount {
             let exact = BigUint::from(amount) * &self.numerator / &self.denominator;
-            return exact
-                .to_u64()
-                .expect("an amount up to the maximum converts");
+            return exact.to_u64().expect("an amount up to the maximum converts");
         }
         (amount * u128::from(self.whole) + (high >> 64)) as u64
     }
@@ -291,8 +264,7 @@ mod tests {
         let (mantissa, power) = text.split_once('e').unwrap_or((&text, "0"));
         let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
         let coefficient: BigInt = format!("{whole}{fraction}").parse().unwrap();
-        BigRational::from(coefficient)
-            * ten_to(power.parse::<i32>().unwrap() - fraction.len() as i32)
+        BigRational::from(coefficient) * ten_to(power.parse::<i32>().unwrap() - fraction.len() as i32)
     }
 
     fn ten_to(exponent: i32) -> BigRational {
@@ -409,32 +381,19 @@ mod tests {
     #[test]
     fn a_snapshot_has_no_rate_of_zero_or_less() {
         for text in ["0", "-1", "-0.5", "0e5"] {
-            let rates = BTreeMap::from([
-                ("ABC".to_owned(), decimal("1")),
-                ("XYZ".to_owned(), decimal(text)),
-            ]);
+            let rates = BTreeMap::from([("ABC".to_owned(), decimal("1")), ("XYZ".to_owned(), decimal(text))]);
             let code = "XYZ".to_owned();
-            assert_eq!(
-                Rates::new(rates),
-                Err(InvalidRates::NotPositive { code }),
-                "{text}"
-            );
+            assert_eq!(Rates::new(rates), Err(InvalidRates::NotPositive { code }), "{text}");
         }
         let numbered = |count: usize| (0..count).map(|n| (n.to_string(), decimal("1"))).collect();
         assert_eq!(Rates::new(numbered(RATES_MAX)).unwrap().len(), RATES_MAX);
-        assert_eq!(
-            Rates::new(numbered(RATES_MAX + 1)),
-            Err(InvalidRates::TooMany)
-        );
+        assert_eq!(Rates::new(numbered(RATES_MAX + 1)), Err(InvalidRates::TooMany));
     }
 
     /// Rates as people write them and as markets do, over the whole range.
     fn any_rate() -> impl Strategy<Value = Decimal> {
-        prop_oneof![
-            "[1-9][0-9]{0,5}(\\.[0-9]{1,8})?",
-            "[1-9]\\.[0-9]{1,39}e-?[0-9]{1,2}"
-        ]
-        .prop_map(|text| decimal(&text))
+        prop_oneof!["[1-9][0-9]{0,5}(\\.[0-9]{1,8})?", "[1-9]\\.[0-9]{1,39}e-?[0-9]{1,2}"]
+            .prop_map(|text| decimal(&text))
     }
 
     fn any_spread() -> impl Strategy<Value = Decimal> {

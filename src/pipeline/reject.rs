@@ -135,6 +135,12 @@ impl RejectReason {
             }
             _ => &[],
         };
-        RejectBuilder { code: self.code(), triggered_by, message: self.message(), data }.encode(out);
+        RejectBuilder {
+            code: self.code(),
+            triggered_by,
+            message: self.message(),
+            data,
+        }
+        .encode(out);
     }
 }

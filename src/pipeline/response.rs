@@ -32,11 +32,23 @@ impl Pipeline {
     /// A Fulfill from `from` for the Prepare `id`. `None`: it belongs to nothing that waits, is too late or invented,
     /// and moves no money.
     pub fn fulfilled(&mut self, id: RequestId, from: AccountId, fulfill: &Fulfill<'_>) -> Option<Answer> {
-        let InFlight { origin, to, reservation, condition, .. } = self.take(id, from)?;
+        let InFlight {
+            origin,
+            to,
+            reservation,
+            condition,
+            ..
+        } = self.take(id, from)?;
         if digest::digest(&digest::SHA256, fulfill.fulfillment()).as_ref() != condition {
-            self.member_mut(to).expect(IN_FLIGHT_KEEPS).balance.release_reservation(reservation);
+            self.member_mut(to)
+                .expect(IN_FLIGHT_KEEPS)
+                .balance
+                .release_reservation(reservation);
             self.stats.rejected_here += 1;
-            return Some(Answer::Refused { origin, reason: RejectReason::WrongFulfillment });
+            return Some(Answer::Refused {
+                origin,
+                reason: RejectReason::WrongFulfillment,
+            });
         }
         // From here on we owe the amount, and are owed the other: nothing below can fail.
         let transfer = Transfer {
@@ -45,24 +57,35 @@ impl Pipeline {
             incoming_amount: origin.hold.amount(),
             outgoing_amount: reservation.amount(),
         };
-        self.member_mut(to).expect(IN_FLIGHT_KEEPS).balance.commit_reservation(reservation);
+        self.member_mut(to)
+            .expect(IN_FLIGHT_KEEPS)
+            .balance
+            .commit_reservation(reservation);
         self.stats.fulfilled += 1;
         let moves_money = transfer.incoming_amount > 0 || transfer.outgoing_amount > 0;
-        Some(Answer::Fulfilled { origin, transfer: moves_money.then_some(transfer) })
+        Some(Answer::Fulfilled {
+            origin,
+            transfer: moves_money.then_some(transfer),
+        })
     }
 
     /// A Reject from `from` for the Prepare `id`.
     pub fn rejected(&mut self, id: RequestId, from: AccountId) -> Option<Answer> {
         let entry = self.take(id, from)?;
         self.stats.rejected_there += 1;
-        Some(Answer::Rejected { origin: self.release(entry) })
+        Some(Answer::Rejected {
+            origin: self.release(entry),
+        })
     }
 
     /// There will be no response to the Prepare `id`: its link broke, or answered with something else.
     pub fn failed(&mut self, id: RequestId, from: AccountId, reason: RejectReason) -> Option<Answer> {
         let entry = self.take(id, from)?;
         self.stats.rejected_here += 1;
-        Some(Answer::Refused { origin: self.release(entry), reason })
+        Some(Answer::Refused {
+            origin: self.release(entry),
+            reason,
+        })
     }
 
     /// The next Prepare whose outgoing expiry is past, until there is none.
@@ -71,7 +94,14 @@ impl Pipeline {
         let (to, carrier) = (entry.to, entry.carrier);
         self.member_mut(to).expect(IN_FLIGHT_KEEPS).in_flight -= 1;
         self.stats.timed_out += 1;
-        Some((to, carrier, Answer::Refused { origin: self.release(entry), reason: RejectReason::TimedOut }))
+        Some((
+            to,
+            carrier,
+            Answer::Refused {
+                origin: self.release(entry),
+                reason: RejectReason::TimedOut,
+            },
+        ))
     }
 
     /// The packet has ended: what it held is gone for good or available again. On the shard of the account that sent it.

@@ -125,9 +125,8 @@ impl Forwarding {
         }
         let at = self.records.push(prefix, next_hop);
         let (records, keys) = (&self.records, &self.keys);
-        self.index.insert_unique(slot_hash(hash), at, |&at| {
-            slot_hash(keys.hash(records.prefix(at)))
-        });
+        self.index
+            .insert_unique(slot_hash(hash), at, |&at| slot_hash(keys.hash(records.prefix(at))));
         self.depths.add(depth_of(prefix));
         None
     }
@@ -389,19 +388,13 @@ mod tests {
         for depth in 2..SEGMENTS_MAX {
             let destination = of_depth(depth);
             assert_eq!(lookup(&table, &destination), Some(depth as u32));
-            assert_eq!(
-                lookup(&table, &format!("{destination}b")),
-                Some(depth as u32 - 1)
-            );
+            assert_eq!(lookup(&table, &format!("{destination}b")), Some(depth as u32 - 1));
         }
         // And down again, so that tables of many depths and of few answer alike.
         let deepest = of_depth(SEGMENTS_MAX);
         for depth in (0..=SEGMENTS_MAX).rev() {
             assert_eq!(lookup(&table, &deepest), Some(depth as u32));
-            assert_eq!(
-                table.remove(&of_depth(depth)),
-                Some(AccountId::new(depth as u32))
-            );
+            assert_eq!(table.remove(&of_depth(depth)), Some(AccountId::new(depth as u32)));
         }
         assert_eq!(lookup(&table, &deepest), None);
     }
@@ -436,17 +429,11 @@ mod tests {
         };
         old.insert("g.c", AccountId::new(4));
         let routes = |table: &Forwarding| {
-            let mut routes: Vec<_> = table
-                .iter()
-                .map(|(prefix, hop)| format!("{prefix}={hop:?}"))
-                .collect();
+            let mut routes: Vec<_> = table.iter().map(|(prefix, hop)| format!("{prefix}={hop:?}")).collect();
             routes.sort();
             routes.join(" ")
         };
-        assert_eq!(
-            routes(&old),
-            "g.a=AccountId(1) g.b=AccountId(2) g.c=AccountId(4)"
-        );
+        assert_eq!(routes(&old), "g.a=AccountId(1) g.b=AccountId(2) g.c=AccountId(4)");
         assert_eq!(routes(&new), "g.a=AccountId(3)");
     }
 

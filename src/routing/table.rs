@@ -5,10 +5,11 @@
 //! holds the winners only. Runs on the cold half of the node; shards never see it.
 //!
 //! The choice for one prefix (protocols: RFC 27 leaves it to the connector): a fixed route first, then the claim of the
-//! oldest account. Account numbers are given in order and once, so the oldest account is the one with the lowest number.
+//! oldest account. Account numbers are given in order and once, so the oldest account is the one with the lowest
+//! number.
 //!
-//! Always: a prefix is in the table if and only if it has a candidate; the changes that [`Table::apply`] returns turn the
-//! winners before it into the winners after it.
+//! Always: a prefix is in the table if and only if it has a candidate; the changes that [`Table::apply`] returns turn
+//! the winners before it into the winners after it.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -20,20 +21,11 @@ use crate::ledger::account::AccountId;
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Step {
     /// The account has this address, or is the parent and claims `""`. Claiming twice is claiming once.
-    Claim {
-        prefix: Arc<str>,
-        account: AccountId,
-    },
+    Claim { prefix: Arc<str>, account: AccountId },
     /// The account gives up its claim, if it has one.
-    Unclaim {
-        prefix: Arc<str>,
-        account: AccountId,
-    },
+    Unclaim { prefix: Arc<str>, account: AccountId },
     /// The operator sends this prefix to an account, whatever others claim.
-    Fix {
-        prefix: Arc<str>,
-        next_hop: AccountId,
-    },
+    Fix { prefix: Arc<str>, next_hop: AccountId },
     /// The operator takes that back, if it was so.
     Unfix { prefix: Arc<str> },
 }
@@ -61,8 +53,8 @@ pub struct RouteChange {
 #[derive(Clone, Default, Debug)]
 struct Candidates {
     fixed: Option<AccountId>,
-    /// The claim that wins among the claims. Kept apart, because nearly every prefix has one claim and a list of its own
-    /// would cost an allocation for each.
+    /// The claim that wins among the claims. Kept apart, because nearly every prefix has one claim and a list of its
+    /// own would cost an allocation for each.
     oldest: Option<AccountId>,
     /// All other claims, ascending; every one above `oldest`.
     younger: Vec<AccountId>,
@@ -184,23 +176,17 @@ impl Table {
 
     fn take(&mut self, step: Step) {
         match step {
-            Step::Claim { prefix, account } => {
-                self.candidates.entry(prefix).or_default().claim(account)
-            }
+            Step::Claim { prefix, account } => self.candidates.entry(prefix).or_default().claim(account),
             Step::Fix { prefix, next_hop } => {
                 let candidates = self.candidates.entry(prefix).or_default();
                 if candidates.fixed.replace(next_hop).is_none() {
                     self.fixed_count += 1;
                 }
             }
-            Step::Unclaim { prefix, account } => {
-                self.withdraw(prefix, |candidates| candidates.unclaim(account))
-            }
+            Step::Unclaim { prefix, account } => self.withdraw(prefix, |candidates| candidates.unclaim(account)),
             Step::Unfix { prefix } => {
                 let mut removed = false;
-                self.withdraw(prefix, |candidates| {
-                    removed = candidates.fixed.take().is_some()
-                });
+                self.withdraw(prefix, |candidates| removed = candidates.fixed.take().is_some());
                 self.fixed_count -= usize::from(removed);
             }
         }
@@ -221,14 +207,11 @@ impl Table {
 mod tests {
     use super::*;
 
-    /// One line per step: `claim PREFIX N`, `unclaim PREFIX N`, `fix PREFIX N`, `unfix PREFIX`; `.` is the empty prefix.
+    /// One line per step: `claim PREFIX N`, `unclaim PREFIX N`, `fix PREFIX N`, `unfix PREFIX`; `.` is the empty
+    /// prefix.
     fn step(line: &str) -> Step {
         let words: Vec<&str> = line.split_whitespace().collect();
-        let prefix: Arc<str> = if words[1] == "." {
-            "".into()
-        } else {
-            words[1].into()
-        };
+        let prefix: Arc<str> = if words[1] == "." { "".into() } else { words[1].into() };
         let account = || AccountId::new(words[2].parse().unwrap());
         match words[0] {
             "claim" => Step::Claim {
@@ -317,10 +300,7 @@ mod tests {
     fn claims_are_listed_oldest_first() {
         let mut table = Table::new();
         table.apply(["claim g.a 9", "claim g.a 2", "claim g.a 5"].map(step));
-        assert_eq!(
-            table.claims("g.a").map(AccountId::get).collect::<Vec<_>>(),
-            [2, 5, 9]
-        );
+        assert_eq!(table.claims("g.a").map(AccountId::get).collect::<Vec<_>>(), [2, 5, 9]);
         assert_eq!(table.claims("g.b").count(), 0);
     }
 
@@ -336,8 +316,7 @@ mod tests {
                 random = random
                     .wrapping_mul(6_364_136_223_846_793_005)
                     .wrapping_add(1_442_695_040_888_963_407);
-                let prefix: Arc<str> =
-                    ["", "g", "g.a", "g.a.b"][(random >> 33) as usize % 4].into();
+                let prefix: Arc<str> = ["", "g", "g.a", "g.a.b"][(random >> 33) as usize % 4].into();
                 let account = AccountId::new((random >> 40) as u32 % 5);
                 steps.push(match (random >> 50) % 4 {
                     0 => Step::Claim { prefix, account },
@@ -355,10 +334,7 @@ mod tests {
                     None => replica.remove(&change.prefix),
                 };
             }
-            let winners: BTreeMap<_, _> = table
-                .winners()
-                .map(|(prefix, id)| (Arc::clone(prefix), id))
-                .collect();
+            let winners: BTreeMap<_, _> = table.winners().map(|(prefix, id)| (Arc::clone(prefix), id)).collect();
             assert_eq!(winners, replica);
             assert_eq!(table.fixed_count(), table.fixed_routes().count());
             assert_eq!(table.len(), replica.len());

@@ -25,12 +25,24 @@ const REPLACED_MS_MAX: u64 = 30_000;
 
 /// An event without its borrow, so that the session is free again while it is handled.
 enum Step {
-    Auth { request_id: u32, account: Option<AccountId> },
+    Auth {
+        request_id: u32,
+        account: Option<AccountId>,
+    },
     Authenticated,
     Refused(String),
-    Prepare { request_id: u32, packet: Bytes },
-    Reply { request_id: u32, packet: Bytes },
-    Failed { request_id: u32, failure: Failure },
+    Prepare {
+        request_id: u32,
+        packet: Bytes,
+    },
+    Reply {
+        request_id: u32,
+        packet: Bytes,
+    },
+    Failed {
+        request_id: u32,
+        failure: Failure,
+    },
 }
 
 /// Bytes within those received, or put together from fragments.
@@ -64,16 +76,22 @@ impl Shard {
         let mut used = 0;
         let (start, end) = (bytes.as_ptr() as usize, bytes.as_ptr() as usize + bytes.len());
         loop {
-            let Some(connection) = self.connections.get_mut(socket) else { return bytes.len() };
+            let Some(connection) = self.connections.get_mut(socket) else {
+                return bytes.len();
+            };
             let moving = connection.moving_to.is_some();
-            let Link::Btp(session) = &mut connection.link else { return bytes.len() };
+            let Link::Btp(session) = &mut connection.link else {
+                return bytes.len();
+            };
             if moving {
                 return used;
             }
             session.heard_ms = self.now.monotonic_ms;
             let account = session.account();
             let phase = session.phase;
-            let Some(out) = self.ring.output(socket) else { return bytes.len() };
+            let Some(out) = self.ring.output(socket) else {
+                return bytes.len();
+            };
             let step = match session.link.next(self.now.wall, &mut bytes[used..], out) {
                 Ok((0, None)) => break,
                 Ok((taken, None)) => {
@@ -83,18 +101,24 @@ impl Shard {
                 Ok((taken, Some(event))) => {
                     used += taken;
                     match event {
-                        Event::Auth { request_id, username, token } => Step::Auth {
+                        Event::Auth {
+                            request_id,
+                            username,
+                            token,
+                        } => Step::Auth {
                             request_id,
                             account: authenticate(self.pipeline.directory(), phase, username, token),
                         },
                         Event::Authenticated => Step::Authenticated,
                         Event::AuthRefused { reason } => Step::Refused(reason),
-                        Event::Prepare { request_id, packet } => {
-                            Step::Prepare { request_id, packet: Bytes::new(packet, start, end) }
-                        }
-                        Event::Reply { request_id, packet } => {
-                            Step::Reply { request_id, packet: Bytes::new(packet, start, end) }
-                        }
+                        Event::Prepare { request_id, packet } => Step::Prepare {
+                            request_id,
+                            packet: Bytes::new(packet, start, end),
+                        },
+                        Event::Reply { request_id, packet } => Step::Reply {
+                            request_id,
+                            packet: Bytes::new(packet, start, end),
+                        },
                         Event::Failed { request_id, failure } => Step::Failed { request_id, failure },
                     }
                 }
@@ -106,7 +130,11 @@ impl Shard {
             };
             match (step, account) {
                 (Step::Prepare { request_id, packet }, Some(from)) => {
-                    let reply_to = ReplyTo { shard: self.id, connection: socket.to_u64(), request: request_id };
+                    let reply_to = ReplyTo {
+                        shard: self.id,
+                        connection: socket.to_u64(),
+                        request: request_id,
+                    };
                     self.prepare_arrived(from, reply_to, packet.of(bytes));
                 }
                 (Step::Reply { request_id, packet }, Some(from)) => {
@@ -138,8 +166,12 @@ impl Shard {
     /// The token of a peer that has connected to us was looked at.
     fn authenticated(&mut self, socket: SocketId, request_id: u32, account: Option<AccountId>) {
         let now = self.now;
-        let Some(connection) = self.connections.get_mut(socket) else { return };
-        let Link::Btp(session) = &mut connection.link else { return };
+        let Some(connection) = self.connections.get_mut(socket) else {
+            return;
+        };
+        let Link::Btp(session) = &mut connection.link else {
+            return;
+        };
         let Some(account) = account else {
             if let Some(out) = self.ring.output(socket) {
                 session.link.refuse(request_id, out, now.wall);
@@ -159,9 +191,15 @@ impl Shard {
 
     /// A session whose token was right is on the shard of its account now, and is told so.
     pub(super) fn btp_handed_over(&mut self, socket: SocketId) {
-        let Some(connection) = self.connections.get_mut(socket) else { return };
-        let Link::Btp(session) = &mut connection.link else { return };
-        let BtpPhase::Accepted { account, request_id } = session.phase else { return };
+        let Some(connection) = self.connections.get_mut(socket) else {
+            return;
+        };
+        let Link::Btp(session) = &mut connection.link else {
+            return;
+        };
+        let BtpPhase::Accepted { account, request_id } = session.phase else {
+            return;
+        };
         // The account may have gone, or its token changed, while the connection moved.
         if self.pipeline.state_of(account).is_none() {
             self.ring.close(socket);
@@ -176,9 +214,15 @@ impl Shard {
 
     /// The peer has accepted our token.
     fn let_in(&mut self, socket: SocketId) {
-        let Some(connection) = self.connections.get_mut(socket) else { return };
-        let Link::Btp(session) = &mut connection.link else { return };
-        let BtpPhase::Authenticating { account } = session.phase else { return };
+        let Some(connection) = self.connections.get_mut(socket) else {
+            return;
+        };
+        let Link::Btp(session) = &mut connection.link else {
+            return;
+        };
+        let BtpPhase::Authenticating { account } = session.phase else {
+            return;
+        };
         session.phase = BtpPhase::Open { account };
         self.dial_succeeded(account, socket);
         self.opened(socket, account);
@@ -190,7 +234,8 @@ impl Shard {
         self.connections.set_deadline(socket, self.now.monotonic_ms + PING_MS);
         let replaced = self.peers.get_mut(account).and_then(|peer| peer.btp.replace(socket));
         if let Some(replaced) = replaced.filter(|replaced| *replaced != socket) {
-            self.connections.set_deadline(replaced, self.now.monotonic_ms + REPLACED_MS_MAX);
+            self.connections
+                .set_deadline(replaced, self.now.monotonic_ms + REPLACED_MS_MAX);
         }
     }
 
@@ -198,7 +243,8 @@ impl Shard {
     fn end_session(&mut self, socket: SocketId) {
         self.forget_session(socket);
         self.ring.drain(socket);
-        self.connections.set_deadline(socket, self.now.monotonic_ms + GOODBYE_MS_MAX);
+        self.connections
+            .set_deadline(socket, self.now.monotonic_ms + GOODBYE_MS_MAX);
     }
 
     /// No new packets go over this session.
@@ -225,8 +271,12 @@ impl Shard {
 
     pub(super) fn btp_overdue(&mut self, socket: SocketId) {
         let now_ms = self.now.monotonic_ms;
-        let Some(connection) = self.connections.get_mut(socket) else { return };
-        let Link::Btp(session) = &mut connection.link else { return };
+        let Some(connection) = self.connections.get_mut(socket) else {
+            return;
+        };
+        let Link::Btp(session) = &mut connection.link else {
+            return;
+        };
         let Some(account) = session.account() else {
             // It did not authenticate in time.
             self.close_session(socket, CloseCode::ProtocolError);
@@ -280,7 +330,9 @@ impl Shard {
 
 /// The account that a peer has proved to be (protocols.md 5.3, http-api.md 7.2).
 fn authenticate(directory: &Directory, phase: BtpPhase, username: Option<&str>, token: &str) -> Option<AccountId> {
-    let BtpPhase::Unauthenticated { named, name_given } = phase else { return None };
+    let BtpPhase::Unauthenticated { named, name_given } = phase else {
+        return None;
+    };
     // `token` may be the token, or `username:token`.
     let (token_user, token_rest) = match token.split_once(':') {
         Some((user, rest)) => (Some(user), Some(rest)),
@@ -291,14 +343,15 @@ fn authenticate(directory: &Directory, phase: BtpPhase, username: Option<&str>, 
     } else {
         directory.find(username.or(token_user)?)
     };
-    let names_it = |name: &str| {
-        account.is_some_and(|account| directory.find(name).is_some_and(|other| other.id == account.id))
-    };
+    let names_it =
+        |name: &str| account.is_some_and(|account| directory.find(name).is_some_and(|other| other.id == account.id));
     let name_agrees = username.is_none_or(names_it);
     let secret = account.and_then(|account| account.links.btp_incoming_token.as_deref());
     // The same work whether or not there is such an account.
     let stored = secret.unwrap_or_default().as_bytes();
     let whole = secrets_equal(token.as_bytes(), stored);
     let rest = secrets_equal(token_rest.unwrap_or_default().as_bytes(), stored) && token_user.is_some_and(names_it);
-    (secret.is_some() && name_agrees && (whole || rest)).then(|| account.map(|account| account.id)).flatten()
+    (secret.is_some() && name_agrees && (whole || rest))
+        .then(|| account.map(|account| account.id))
+        .flatten()
 }

@@ -16,8 +16,18 @@ impl Shard {
         match message {
             Message::Incoming { from, reply_to, packet } => self.incoming(from, reply_to, &packet),
             Message::Forward { onward, packet } => self.outgoing(onward, &packet),
-            Message::Finish { by, origin, packet, outcome } => self.ended_elsewhere(by, origin, &packet, outcome),
-            Message::Reply { by, reply_to, from, packet } => self.replied_elsewhere(by, from, reply_to, &packet),
+            Message::Finish {
+                by,
+                origin,
+                packet,
+                outcome,
+            } => self.ended_elsewhere(by, origin, &packet, outcome),
+            Message::Reply {
+                by,
+                reply_to,
+                from,
+                packet,
+            } => self.replied_elsewhere(by, from, reply_to, &packet),
             Message::Handover(handover) => self.handed_over(*handover),
             Message::Cold(cold) => self.received_cold(cold),
         }
@@ -87,8 +97,11 @@ impl Shard {
 
     fn account_state(&self, id: AccountId) -> Option<AccountState> {
         let (balance, in_flight) = self.pipeline.state_of(id)?;
-        let btp_connected =
-            self.peers.get(id).and_then(|peer| peer.btp).is_some_and(|socket| self.ring.is_open(socket));
+        let btp_connected = self
+            .peers
+            .get(id)
+            .and_then(|peer| peer.btp)
+            .is_some_and(|socket| self.ring.is_open(socket));
         Some(AccountState {
             booked: balance.booked(),
             held: balance.held(),
@@ -103,10 +116,12 @@ impl Shard {
         let sessions: Vec<_> = self
             .connections
             .sockets()
-            .filter(|socket| match self.connections.get(*socket).map(|connection| &connection.link) {
-                Some(Link::Btp(session)) => session.account() == Some(account),
-                _ => false,
-            })
+            .filter(
+                |socket| match self.connections.get(*socket).map(|connection| &connection.link) {
+                    Some(Link::Btp(session)) => session.account() == Some(account),
+                    _ => false,
+                },
+            )
             .collect();
         for socket in sessions {
             self.close_session(socket, code);

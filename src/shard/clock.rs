@@ -19,9 +19,13 @@ impl Clock {
     pub fn now(&self) -> Now {
         Now {
             wall: wall(),
-            // Begins at one second: zero is free to mean "never".
-            monotonic_ms: self.start.elapsed().as_millis() as u64 + 1_000,
+            monotonic_ms: self.now_us() / 1_000,
         }
+    }
+
+    /// The monotonic clock in microseconds. Begins at one second: zero is free to mean "never".
+    pub fn now_us(&self) -> u64 {
+        self.start.elapsed().as_micros() as u64 + 1_000_000
     }
 }
 

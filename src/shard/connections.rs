@@ -27,7 +27,14 @@ pub struct Connection {
 
 impl Connection {
     pub fn new(link: Link) -> Self {
-        Self { link, inbox: Vec::new(), moved: false, moving_to: None, paused: false, finished: false }
+        Self {
+            link,
+            inbox: Vec::new(),
+            moved: false,
+            moving_to: None,
+            paused: false,
+            finished: false,
+        }
     }
 }
 
@@ -38,7 +45,10 @@ pub enum Link {
     /// BTP, in either role, from the end of the WebSocket handshake on.
     Btp(BtpSession),
     /// Our WebSocket handshake with a peer.
-    BtpHandshake { account: AccountId, handshake: Box<ClientHandshake> },
+    BtpHandshake {
+        account: AccountId,
+        handshake: Box<ClientHandshake>,
+    },
     /// Our requests to a peer's ILP-over-HTTP endpoint.
     HttpClient(HttpRequesting),
 }
@@ -91,12 +101,22 @@ pub struct BtpSession {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum BtpPhase {
     /// A server waits for the auth frame; the path may have named the account.
-    Unauthenticated { named: Option<AccountId>, name_given: bool },
+    Unauthenticated {
+        named: Option<AccountId>,
+        name_given: bool,
+    },
     /// The token was right; the connection moves to its account's shard, which answers this request.
-    Accepted { account: AccountId, request_id: u32 },
+    Accepted {
+        account: AccountId,
+        request_id: u32,
+    },
     /// A client waits for the answer to its auth frame.
-    Authenticating { account: AccountId },
-    Open { account: AccountId },
+    Authenticating {
+        account: AccountId,
+    },
+    Open {
+        account: AccountId,
+    },
 }
 
 impl BtpSession {

@@ -23,8 +23,13 @@ pub enum Change {
     /// The account is gone, its links are closed. Its routes were removed before.
     RemoveAccount(AccountId),
     /// Packets under this prefix go to this account.
-    SetRoute { prefix: Arc<str>, next_hop: AccountId },
-    RemoveRoute { prefix: Arc<str> },
+    SetRoute {
+        prefix: Arc<str>,
+        next_hop: AccountId,
+    },
+    RemoveRoute {
+        prefix: Arc<str>,
+    },
     Rates(Arc<Rates>),
     /// The node's own address.
     NodeAddress(Arc<str>),

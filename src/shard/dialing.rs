@@ -82,7 +82,11 @@ impl Endpoint {
 
     /// For the Host header: without the port where it is http's own (RFC 9110, section 7.2).
     pub fn host_header(&self) -> String {
-        if self.port == 80 { self.host.to_string() } else { format!("{}:{}", self.host, self.port) }
+        if self.port == 80 {
+            self.host.to_string()
+        } else {
+            format!("{}:{}", self.host, self.port)
+        }
     }
 }
 
@@ -114,11 +118,18 @@ pub struct Dialer {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum DialState {
     /// The next attempt is due then, monotonic milliseconds.
-    Waiting { at_ms: u64 },
+    Waiting {
+        at_ms: u64,
+    },
     Resolving,
     /// Connecting, upgrading or authenticating.
-    Trying { socket: SocketId },
-    Up { socket: SocketId, since_ms: u64 },
+    Trying {
+        socket: SocketId,
+    },
+    Up {
+        socket: SocketId,
+        since_ms: u64,
+    },
 }
 
 /// The next attempt to reach an account. The earliest is the greatest, as the heap wants it.
@@ -150,13 +161,17 @@ impl Shard {
     /// Starts, replaces or ends our own link to an account after a change of its settings.
     pub(super) fn redial(&mut self, account: &Account) {
         let id = account.id;
-        let wanted = account.links.btp_url.as_deref().and_then(|url| match Endpoint::from_btp_url(url) {
-            Ok((endpoint, url)) => Some(new_dialer(endpoint, &url, account)),
-            Err(error) => {
-                tracing::warn!(target: "btp", account = %id, %error, "the URL is not used");
-                None
-            }
-        });
+        let wanted = account
+            .links
+            .btp_url
+            .as_deref()
+            .and_then(|url| match Endpoint::from_btp_url(url) {
+                Ok((endpoint, url)) => Some(new_dialer(endpoint, &url, account)),
+                Err(error) => {
+                    tracing::warn!(target: "btp", account = %id, %error, "the URL is not used");
+                    None
+                }
+            });
         let Some(peer) = self.peers.get_mut(id) else { return };
         let unchanged = match (&peer.dialer, &wanted) {
             (Some(old), Some(new)) => {
@@ -232,14 +247,24 @@ impl Shard {
         let endpoint = endpoint.clone();
         let (host, port) = (endpoint.host.to_string(), endpoint.port);
         let respond = Box::new(move |address| {
-            let resolved = Box::new(Resolved { account, endpoint, for_btp, address });
+            let resolved = Box::new(Resolved {
+                account,
+                endpoint,
+                for_btp,
+                address,
+            });
             mailboxes[me].send(Message::Cold(Cold::Resolved(resolved)));
         });
         self.lookups.try_send(Lookup { host, port, respond }).is_ok()
     }
 
     pub(super) fn resolved(&mut self, resolved: Resolved) {
-        let Resolved { account, endpoint, for_btp, address } = resolved;
+        let Resolved {
+            account,
+            endpoint,
+            for_btp,
+            address,
+        } = resolved;
         if !for_btp {
             self.http_resolved(account, &endpoint, address);
             return;
@@ -270,8 +295,12 @@ impl Shard {
         random[..8].copy_from_slice(&self.random.next().to_le_bytes());
         random[8..].copy_from_slice(&self.random.next().to_le_bytes());
         let handshake = Box::new(ClientHandshake::new(random));
-        self.connections.insert(socket, Box::new(Connection::new(Link::BtpHandshake { account, handshake })));
-        self.connections.set_deadline(socket, self.now.monotonic_ms + AUTHENTICATION_MS_MAX);
+        self.connections.insert(
+            socket,
+            Box::new(Connection::new(Link::BtpHandshake { account, handshake })),
+        );
+        self.connections
+            .set_deadline(socket, self.now.monotonic_ms + AUTHENTICATION_MS_MAX);
         if let Some(dialer) = self.dialer(account) {
             dialer.state = DialState::Trying { socket };
         }
@@ -279,12 +308,16 @@ impl Shard {
 
     /// An outgoing connection of either kind is up.
     pub(super) fn connected(&mut self, socket: SocketId) {
-        let Some(connection) = self.connections.get(socket) else { return };
+        let Some(connection) = self.connections.get(socket) else {
+            return;
+        };
         let Link::BtpHandshake { account, handshake } = &connection.link else {
             self.http_connected(socket);
             return;
         };
-        let Some(dialer) = self.peers.get(*account).and_then(|peer| peer.dialer.as_ref()) else { return };
+        let Some(dialer) = self.peers.get(*account).and_then(|peer| peer.dialer.as_ref()) else {
+            return;
+        };
         let Some(out) = self.ring.output(socket) else { return };
         handshake.write_request(out, &dialer.endpoint.host_header(), &dialer.endpoint.path);
     }
@@ -292,8 +325,12 @@ impl Shard {
     /// The server's answer to our upgrade; what follows it is BTP.
     pub(super) fn consume_btp_handshake(&mut self, socket: SocketId, bytes: &mut [u8]) -> usize {
         let mask_seed = self.random.next();
-        let Some(connection) = self.connections.get_mut(socket) else { return bytes.len() };
-        let Link::BtpHandshake { account, handshake } = &mut connection.link else { return bytes.len() };
+        let Some(connection) = self.connections.get_mut(socket) else {
+            return bytes.len();
+        };
+        let Link::BtpHandshake { account, handshake } = &mut connection.link else {
+            return bytes.len();
+        };
         let account = *account;
         let used = match handshake.check_response(bytes) {
             Ok(None) => return 0,
@@ -311,7 +348,12 @@ impl Shard {
         }
         let now_ms = self.now.monotonic_ms;
         let phase = BtpPhase::Authenticating { account };
-        connection.link = Link::Btp(BtpSession { link, phase, heard_ms: now_ms, pinged_ms: now_ms });
+        connection.link = Link::Btp(BtpSession {
+            link,
+            phase,
+            heard_ms: now_ms,
+            pinged_ms: now_ms,
+        });
         used + self.consume_btp(socket, &mut bytes[used..])
     }
 
@@ -326,7 +368,10 @@ impl Shard {
 
     /// A connection that never became a session is gone.
     pub(super) fn dial_failed(&mut self, account: AccountId, socket: SocketId, error: Option<std::io::Error>) {
-        if self.dialer(account).is_some_and(|dialer| dialer.state == (DialState::Trying { socket })) {
+        if self
+            .dialer(account)
+            .is_some_and(|dialer| dialer.state == (DialState::Trying { socket }))
+        {
             let reason = error.map_or_else(|| "refused or no answer".to_owned(), |error| error.to_string());
             tracing::info!(target: "btp", %account, reason, "the peer cannot be reached; trying again");
             self.schedule(account);
@@ -357,7 +402,13 @@ fn new_dialer(endpoint: Endpoint, url: &Url, account: &Account) -> Dialer {
         Some(token) => token.clone(),
         None => url.password().map(decode).unwrap_or_default(),
     };
-    Dialer { endpoint, username, token, backoff: Backoff::default(), state: DialState::Waiting { at_ms: 0 } }
+    Dialer {
+        endpoint,
+        username,
+        token,
+        backoff: Backoff::default(),
+        state: DialState::Waiting { at_ms: 0 },
+    }
 }
 
 #[cfg(test)]
@@ -367,14 +418,22 @@ mod tests {
     #[test]
     fn every_spelling_of_a_btp_url() {
         for (url, host, path) in [
-            ("btp+ws://127.0.0.1:7768/accounts/a/ilp/btp", "127.0.0.1:7768", "/accounts/a/ilp/btp"),
+            (
+                "btp+ws://127.0.0.1:7768/accounts/a/ilp/btp",
+                "127.0.0.1:7768",
+                "/accounts/a/ilp/btp",
+            ),
             ("ws://peer.example/ilp/btp?x=1", "peer.example", "/ilp/btp?x=1"),
             ("http://[::1]:9000", "[::1]:9000", "/"),
             ("btp+ws://:token@peer.example:7768", "peer.example:7768", "/"),
             ("btp+http://peer.example:80/", "peer.example", "/"),
         ] {
             let (endpoint, _) = Endpoint::from_btp_url(url).unwrap();
-            assert_eq!((endpoint.host_header().as_str(), endpoint.path.as_str()), (host, path), "{url}");
+            assert_eq!(
+                (endpoint.host_header().as_str(), endpoint.path.as_str()),
+                (host, path),
+                "{url}"
+            );
         }
         for (url, error) in [
             ("btp+wss://peer.example", UnusableUrl::Tls),
@@ -391,7 +450,10 @@ mod tests {
     fn the_earliest_attempt_comes_first() {
         let mut heap = std::collections::BinaryHeap::new();
         for at_ms in [5, 1, 9, 3] {
-            heap.push(Attempt { at_ms, account: AccountId::new(at_ms as u32) });
+            heap.push(Attempt {
+                at_ms,
+                account: AccountId::new(at_ms as u32),
+            });
         }
         let order: Vec<u64> = std::iter::from_fn(|| heap.pop()).map(|attempt| attempt.at_ms).collect();
         assert_eq!(order, [1, 3, 5, 9]);

@@ -41,7 +41,10 @@ impl ShardsHandle {
 
     /// The counters of every shard.
     pub fn stats(&self) -> Vec<Stats> {
-        self.ask_all(Cold::Stats).iter().filter_map(|answer| answer.recv().ok()).collect()
+        self.ask_all(Cold::Stats)
+            .iter()
+            .filter_map(|answer| answer.recv().ok())
+            .collect()
     }
 
     fn ask_all<T>(&self, question: impl Fn(crossbeam::channel::Sender<T>) -> Cold) -> Vec<Receiver<T>> {
@@ -89,7 +92,11 @@ impl Shards for ShardsHandle {
     fn wait_until_idle(&self, id: AccountId, at_most: Duration) -> Result<(), StillInFlight> {
         // Transfers of the account that are not durable yet are in the store's queues before the deletion is, and the
         // store keeps that order.
-        if self.wait_for(id, at_most, |state| state.in_flight == 0) { Ok(()) } else { Err(StillInFlight) }
+        if self.wait_for(id, at_most, |state| state.in_flight == 0) {
+            Ok(())
+        } else {
+            Err(StillInFlight)
+        }
     }
 
     fn wait_for_btp(&self, id: AccountId, at_most: Duration) -> bool {

@@ -16,11 +16,11 @@ use crate::wire::http::{Method, RequestHead};
 use crate::wire::packet::{PACKET_BYTES_MAX, Prepare};
 use crate::wire::websocket;
 
+use super::Shard;
 use super::btp_sessions::AUTHENTICATION_MS_MAX;
 use super::connections::{BtpPhase, BtpSession, Connection, HttpReply, HttpServing, Link};
 use super::control::{ApiRequest, ApiResponse, Pending};
 use super::paths::{Target, classify};
-use super::Shard;
 
 /// A connection on which no request comes is closed after this long. Peers keep theirs busier than that.
 pub const IDLE_MS_MAX: u64 = 600_000;
@@ -39,8 +39,16 @@ const TABLE_BODY_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// What is to be done with a request, concluded from its head and body while they are borrowed.
 enum Decision {
-    Packet { account: Arc<Account>, packet: Packet },
-    Upgrade { named: Option<AccountId>, name_given: bool, key: String, btp: bool },
+    Packet {
+        account: Arc<Account>,
+        packet: Packet,
+    },
+    Upgrade {
+        named: Option<AccountId>,
+        name_given: bool,
+        key: String,
+        btp: bool,
+    },
     Api(Box<ApiRequest>),
     Problem(Problem),
 }
@@ -62,13 +70,22 @@ struct Problem {
 
 impl Problem {
     fn new(status: u16, title: &'static str, code: &'static str, detail: impl Into<Cow<'static, str>>) -> Self {
-        Self { status, title, code, detail: detail.into(), header: None }
+        Self {
+            status,
+            title,
+            code,
+            detail: detail.into(),
+            header: None,
+        }
     }
 
     fn unauthorized() -> Self {
         let detail = "the credentials are missing or wrong";
         let header = Some(("www-authenticate", "Bearer"));
-        Self { header, ..Self::new(401, "Unauthorized", "unauthorized", detail) }
+        Self {
+            header,
+            ..Self::new(401, "Unauthorized", "unauthorized", detail)
+        }
     }
 
     fn body(&self, now: crate::wire::timestamp::Timestamp) -> Vec<u8> {
@@ -111,7 +128,9 @@ impl Shard {
     pub(super) fn consume_http(&mut self, socket: SocketId, bytes: &mut [u8]) -> usize {
         let mut used = 0;
         loop {
-            let Some(connection) = self.connections.get_mut(socket) else { return bytes.len() };
+            let Some(connection) = self.connections.get_mut(socket) else {
+                return bytes.len();
+            };
             let Link::HttpServer(serving) = &mut connection.link else {
                 // The connection has become a WebSocket: what follows is BTP.
                 return used + self.consume_btp(socket, &mut bytes[used..]);
@@ -122,7 +141,9 @@ impl Shard {
             if serving.replies.len() >= PIPELINED_MAX || connection.moving_to.is_some() {
                 break;
             }
-            let Some(out) = self.ring.output(socket) else { return bytes.len() };
+            let Some(out) = self.ring.output(socket) else {
+                return bytes.len();
+            };
             let rest = &bytes[used..];
             let admin_token = &self.admin_token;
             let result = serving.server.next(rest, |head| body_max(head, admin_token), out);
@@ -135,7 +156,10 @@ impl Shard {
                 Ok((taken, Some(Incoming::Repeat { body }))) => {
                     // The account as it was when the head was first seen; any change makes another of it.
                     let known = serving.repeating.as_ref().filter(|account| {
-                        self.pipeline.directory().get(account.id).is_some_and(|now| Arc::ptr_eq(now, account))
+                        self.pipeline
+                            .directory()
+                            .get(account.id)
+                            .is_some_and(|now| Arc::ptr_eq(now, account))
                     });
                     let Some(account) = known.cloned() else {
                         serving.server.forget();
@@ -148,13 +172,21 @@ impl Shard {
                     serving.repeating = None;
                     let within = within(body, rest);
                     let decision = decide(&head, body, self.pipeline.directory(), || {
-                        if within { Packet::Within(range_of(body, rest, used)) } else { Packet::Apart(body.into()) }
+                        if within {
+                            Packet::Within(range_of(body, rest, used))
+                        } else {
+                            Packet::Apart(body.into())
+                        }
                     });
                     (taken, decision, head.keep_alive(), head.method == Method::Head)
                 }
                 Err(refused) => (rest.len(), Decision::Problem(refused.into()), false, false),
             };
-            if let Decision::Packet { account, packet: Packet::Within(_) } = &decision {
+            if let Decision::Packet {
+                account,
+                packet: Packet::Within(_),
+            } = &decision
+            {
                 let owner = self.pipeline.owner_of(account.id);
                 if owner != self.id && !connection.moved && serving.replies.is_empty() && !connection.finished {
                     // It begins again there, with this request.
@@ -172,7 +204,12 @@ impl Shard {
             serving.next_request = request.wrapping_add(1);
             serving.closing = !keep_alive;
             if !matches!(decision, Decision::Upgrade { .. }) {
-                serving.replies.push_back(HttpReply { request, keep_alive, head_only, ready: None });
+                serving.replies.push_back(HttpReply {
+                    request,
+                    keep_alive,
+                    head_only,
+                    ready: None,
+                });
             }
             self.carry_out(socket, request, decision, bytes);
             used += taken;
@@ -182,7 +219,11 @@ impl Shard {
     }
 
     fn carry_out(&mut self, socket: SocketId, request: u32, decision: Decision, bytes: &mut [u8]) {
-        let reply_to = ReplyTo { shard: self.id, connection: socket.to_u64(), request };
+        let reply_to = ReplyTo {
+            shard: self.id,
+            connection: socket.to_u64(),
+            request,
+        };
         match decision {
             Decision::Packet { account, packet } => {
                 let packet = match &packet {
@@ -191,8 +232,12 @@ impl Shard {
                 };
                 // Whatever is no Prepare is refused by HTTP's own means (protocols.md 2.6).
                 if let Err(invalid) = Prepare::parse(packet) {
-                    let problem =
-                        Problem::new(400, "Invalid Packet", "invalid_packet", format!("not a Prepare: {invalid}"));
+                    let problem = Problem::new(
+                        400,
+                        "Invalid Packet",
+                        "invalid_packet",
+                        format!("not a Prepare: {invalid}"),
+                    );
                     self.answer_problem(reply_to, &problem);
                 } else {
                     self.prepare_arrived(account.id, reply_to, packet);
@@ -200,7 +245,12 @@ impl Shard {
             }
             Decision::Problem(problem) => self.answer_problem(reply_to, &problem),
             Decision::Api(request) => self.ask_api(socket, reply_to, *request),
-            Decision::Upgrade { named, name_given, key, btp } => {
+            Decision::Upgrade {
+                named,
+                name_given,
+                key,
+                btp,
+            } => {
                 self.upgrade(socket, named, name_given, &key, btp);
             }
         }
@@ -209,8 +259,12 @@ impl Shard {
     /// A request that is incomplete has until then; a connection without one may rest longer.
     fn watch_request(&mut self, socket: SocketId, incomplete: bool) {
         let now_ms = self.now.monotonic_ms;
-        let Some(connection) = self.connections.get_mut(socket) else { return };
-        let Link::HttpServer(serving) = &mut connection.link else { return };
+        let Some(connection) = self.connections.get_mut(socket) else {
+            return;
+        };
+        let Link::HttpServer(serving) = &mut connection.link else {
+            return;
+        };
         let waiting_for_us = !serving.replies.is_empty();
         if !incomplete {
             let before = std::mem::take(&mut serving.request_since_ms);
@@ -226,8 +280,12 @@ impl Shard {
 
     pub(super) fn http_overdue(&mut self, socket: SocketId) {
         let now_ms = self.now.monotonic_ms;
-        let Some(connection) = self.connections.get_mut(socket) else { return };
-        let Link::HttpServer(serving) = &mut connection.link else { return };
+        let Some(connection) = self.connections.get_mut(socket) else {
+            return;
+        };
+        let Link::HttpServer(serving) = &mut connection.link else {
+            return;
+        };
         if serving.closing && serving.replies.is_empty() {
             self.ring.close(socket);
         } else if !serving.replies.is_empty() {
@@ -242,9 +300,23 @@ impl Shard {
             }
             serving.closing = true;
             let request = serving.next_request;
-            serving.replies.push_back(HttpReply { request, keep_alive: false, head_only: false, ready: None });
-            let reply_to = ReplyTo { shard: self.id, connection: socket.to_u64(), request };
-            let problem = Problem::new(408, "Request Timeout", "request_timeout", "the request took too long to arrive");
+            serving.replies.push_back(HttpReply {
+                request,
+                keep_alive: false,
+                head_only: false,
+                ready: None,
+            });
+            let reply_to = ReplyTo {
+                shard: self.id,
+                connection: socket.to_u64(),
+                request,
+            };
+            let problem = Problem::new(
+                408,
+                "Request Timeout",
+                "request_timeout",
+                "the request took too long to arrive",
+            );
             self.answer_problem(reply_to, &problem);
         } else {
             self.ring.close(socket);
@@ -258,21 +330,40 @@ impl Shard {
         let mailboxes = self.mesh.mailboxes().clone();
         let me = usize::from(self.id);
         let respond = Box::new(move |response| {
-            mailboxes[me].send(super::mesh::Message::Cold(super::mesh::Cold::ApiResponse { reply_to, response }));
+            mailboxes[me].send(super::mesh::Message::Cold(super::mesh::Cold::ApiResponse {
+                reply_to,
+                response,
+            }));
         });
         if self.api.try_send(Pending { request, respond }).is_err() {
             let header = Some(("retry-after", "1"));
-            let problem = Problem::new(503, "Service Unavailable", "not_ready", "too many API calls are waiting");
+            let problem = Problem::new(
+                503,
+                "Service Unavailable",
+                "not_ready",
+                "too many API calls are waiting",
+            );
             self.answer_problem(reply_to, &Problem { header, ..problem });
         }
     }
 
     pub(super) fn api_responded(&mut self, reply_to: ReplyTo, response: &ApiResponse) {
-        let headers: Vec<(&str, &str)> =
-            response.headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        let headers: Vec<(&str, &str)> = response
+            .headers
+            .iter()
+            .map(|(name, value)| (*name, value.as_str()))
+            .collect();
         self.answer_http(reply_to, |out, keep_alive, head_only| {
             let keep_alive = keep_alive && !response.close;
-            write_response(out, response.status, reason(response.status), &headers, &response.body, keep_alive, head_only);
+            write_response(
+                out,
+                response.status,
+                reason(response.status),
+                &headers,
+                &response.body,
+                keep_alive,
+                head_only,
+            );
             keep_alive
         });
     }
@@ -282,7 +373,15 @@ impl Shard {
         let content_type = ("content-type", "application/problem+json");
         let headers: Vec<_> = std::iter::once(content_type).chain(problem.header).collect();
         self.answer_http(reply_to, |out, keep_alive, head_only| {
-            write_response(out, problem.status, reason(problem.status), &headers, &body, keep_alive, head_only);
+            write_response(
+                out,
+                problem.status,
+                reason(problem.status),
+                &headers,
+                &body,
+                keep_alive,
+                head_only,
+            );
             keep_alive
         });
     }
@@ -299,11 +398,21 @@ impl Shard {
     fn answer_http(&mut self, reply_to: ReplyTo, write: impl FnOnce(&mut Vec<u8>, bool, bool) -> bool) {
         let socket = SocketId::from_u64(reply_to.connection);
         let now_ms = self.now.monotonic_ms;
-        let Some(connection) = self.connections.get_mut(socket) else { return };
+        let Some(connection) = self.connections.get_mut(socket) else {
+            return;
+        };
         let finished = connection.finished;
-        let Link::HttpServer(serving) = &mut connection.link else { return };
+        let Link::HttpServer(serving) = &mut connection.link else {
+            return;
+        };
         let was_full = serving.replies.len() >= PIPELINED_MAX;
-        let Some(at) = serving.replies.iter().position(|reply| reply.request == reply_to.request) else { return };
+        let Some(at) = serving
+            .replies
+            .iter()
+            .position(|reply| reply.request == reply_to.request)
+        else {
+            return;
+        };
         if at > 0 {
             let reply = &mut serving.replies[at];
             let mut bytes = Vec::new();
@@ -338,15 +447,21 @@ impl Shard {
     fn upgrade(&mut self, socket: SocketId, named: Option<AccountId>, name_given: bool, key: &str, btp: bool) {
         let Some(out) = self.ring.output(socket) else { return };
         websocket::write_server_handshake(out, key, btp.then_some("btp"));
-        let Some(connection) = self.connections.get_mut(socket) else { return };
+        let Some(connection) = self.connections.get_mut(socket) else {
+            return;
+        };
         let session = BtpSession {
             link: BtpLink::server(),
             phase: BtpPhase::Unauthenticated { named, name_given },
             heard_ms: self.now.monotonic_ms,
             pinged_ms: self.now.monotonic_ms,
         };
-        *connection = Connection { link: Link::Btp(session), ..Connection::new(Link::HttpServer(HttpServing::new())) };
-        self.connections.set_deadline(socket, self.now.monotonic_ms + AUTHENTICATION_MS_MAX);
+        *connection = Connection {
+            link: Link::Btp(session),
+            ..Connection::new(Link::HttpServer(HttpServing::new()))
+        };
+        self.connections
+            .set_deadline(socket, self.now.monotonic_ms + AUTHENTICATION_MS_MAX);
     }
 }
 
@@ -354,22 +469,25 @@ impl Shard {
 fn body_max(head: &RequestHead<'_>, admin_token: &str) -> usize {
     let path = head.path();
     let carries_a_table = path.starts_with("/rates") || path.starts_with("/routes") || path.starts_with("/settlement");
-    if carries_a_table && is_admin(head, admin_token) { TABLE_BODY_BYTES_MAX } else { BODY_BYTES_MAX }
+    if carries_a_table && is_admin(head, admin_token) {
+        TABLE_BODY_BYTES_MAX
+    } else {
+        BODY_BYTES_MAX
+    }
 }
 
 fn is_admin(head: &RequestHead<'_>, admin_token: &str) -> bool {
     head.header("authorization")
         .and_then(parse_authorization)
-        .and_then(|credentials| credentials.bearer().map(|value| secrets_equal(value.as_bytes(), admin_token.as_bytes())))
+        .and_then(|credentials| {
+            credentials
+                .bearer()
+                .map(|value| secrets_equal(value.as_bytes(), admin_token.as_bytes()))
+        })
         .unwrap_or(false)
 }
 
-fn decide(
-    head: &RequestHead<'_>,
-    body: &[u8],
-    directory: &Directory,
-    packet: impl FnOnce() -> Packet,
-) -> Decision {
+fn decide(head: &RequestHead<'_>, body: &[u8], directory: &Directory, packet: impl FnOnce() -> Packet) -> Decision {
     match classify(head.path()) {
         Target::Packet { .. } if head.method == Method::Options => Decision::Problem(Problem {
             header: Some(("allow", "POST, OPTIONS")),
@@ -377,26 +495,47 @@ fn decide(
         }),
         Target::Packet { .. } if head.method != Method::Post => Decision::Problem(Problem {
             header: Some(("allow", "POST, OPTIONS")),
-            ..Problem::new(405, "Method Not Allowed", "method_not_allowed", "packets are sent by POST")
+            ..Problem::new(
+                405,
+                "Method Not Allowed",
+                "method_not_allowed",
+                "packets are sent by POST",
+            )
         }),
         Target::Packet { username } => match authenticate(head, username.as_deref(), directory) {
-            Ok(account) => Decision::Packet { account, packet: packet() },
+            Ok(account) => Decision::Packet {
+                account,
+                packet: packet(),
+            },
             Err(problem) => Decision::Problem(problem),
         },
         Target::Btp { .. } if head.method != Method::Get => Decision::Problem(Problem {
             header: Some(("allow", "GET")),
-            ..Problem::new(405, "Method Not Allowed", "method_not_allowed", "a WebSocket begins with GET")
+            ..Problem::new(
+                405,
+                "Method Not Allowed",
+                "method_not_allowed",
+                "a WebSocket begins with GET",
+            )
         }),
         Target::Btp { username } => match head.upgrade_websocket() {
             Some(upgrade) if websocket::is_valid_key(upgrade.key) && upgrade.version == Some(13) => Decision::Upgrade {
-                named: username.as_deref().and_then(|name| directory.find(name)).map(|account| account.id),
+                named: username
+                    .as_deref()
+                    .and_then(|name| directory.find(name))
+                    .map(|account| account.id),
                 name_given: username.is_some(),
                 key: upgrade.key.to_owned(),
                 btp: upgrade.offers("btp"),
             },
             _ => Decision::Problem(Problem {
                 header: Some(("sec-websocket-version", "13")),
-                ..Problem::new(426, "Upgrade Required", "upgrade_required", "this is a WebSocket (RFC 6455), version 13")
+                ..Problem::new(
+                    426,
+                    "Upgrade Required",
+                    "upgrade_required",
+                    "this is a WebSocket (RFC 6455), version 13",
+                )
             }),
         },
         Target::Api => Decision::Api(Box::new(ApiRequest {

@@ -26,13 +26,30 @@ pub const PREPARES_MAX: u32 = 65_536;
 /// What one shard, or a cold thread, tells a shard.
 pub enum Message {
     /// A Prepare came in on a connection of another shard than its account's: check it here.
-    Incoming { from: AccountId, reply_to: ReplyTo, packet: Box<[u8]> },
+    Incoming {
+        from: AccountId,
+        reply_to: ReplyTo,
+        packet: Box<[u8]>,
+    },
     /// An accepted Prepare for an account of this shard.
-    Forward { onward: Onward, packet: Box<[u8]> },
+    Forward {
+        onward: Onward,
+        packet: Box<[u8]>,
+    },
     /// A Prepare that was accepted here and forwarded to the shard `by` has ended there.
-    Finish { by: u16, origin: Origin, packet: Box<[u8]>, outcome: Outcome },
+    Finish {
+        by: u16,
+        origin: Origin,
+        packet: Box<[u8]>,
+        outcome: Outcome,
+    },
     /// The response to an [`Message::Incoming`] that was sent to the shard `by`, for the connection it came on.
-    Reply { by: u16, reply_to: ReplyTo, from: AccountId, packet: Box<[u8]> },
+    Reply {
+        by: u16,
+        reply_to: ReplyTo,
+        from: AccountId,
+        packet: Box<[u8]>,
+    },
     /// A connection that belongs here.
     Handover(Box<Handover>),
     Cold(Cold),
@@ -43,7 +60,10 @@ pub enum Cold {
     /// Apply these in order, then say so.
     Changes(Arc<[Change]>, Sender<()>),
     State(AccountId, Sender<Option<AccountState>>),
-    ApiResponse { reply_to: ReplyTo, response: ApiResponse },
+    ApiResponse {
+        reply_to: ReplyTo,
+        response: ApiResponse,
+    },
     /// A name was resolved for a link of this account.
     Resolved(Box<super::dialing::Resolved>),
     /// Take no new connections and no new Prepares.
@@ -63,7 +83,10 @@ pub struct Mailbox {
 
 impl Mailbox {
     pub fn new(waker: Waker) -> Self {
-        Self { queue: SegQueue::new(), waker }
+        Self {
+            queue: SegQueue::new(),
+            waker,
+        }
     }
 
     /// Puts a message in and wakes the shard.
@@ -98,7 +121,12 @@ pub struct Mesh {
 impl Mesh {
     pub fn new(mailboxes: Arc<[Mailbox]>, me: u16) -> Self {
         let shards = mailboxes.len();
-        Self { mailboxes, me: usize::from(me), unanswered: vec![0; shards], to_wake: vec![false; shards] }
+        Self {
+            mailboxes,
+            me: usize::from(me),
+            unanswered: vec![0; shards],
+            to_wake: vec![false; shards],
+        }
     }
 
     pub fn mailbox(&self) -> &Mailbox {

@@ -104,7 +104,7 @@ pub struct Shard {
     random: Random,
     stopping: bool,
     exiting: Option<u64>,
-    pushed_transfers: bool,
+    commit: Commit,
     /// A packet encoded here on its way to a link; kept for its memory.
     scratch: Vec<u8>,
 }
@@ -141,7 +141,7 @@ impl Shard {
             random: Random::new(),
             stopping: false,
             exiting: None,
-            pushed_transfers: false,
+            commit: Commit::default(),
             scratch: Vec::new(),
         };
         for change in setup.changes.iter() {
@@ -167,8 +167,10 @@ impl Shard {
             }
             waker.prepare_to_park();
             if self.may_sleep() {
-                if let Some(deadline_ms) = self.next_deadline_ms() {
-                    self.ring.wake_at(self.now.monotonic_ms, deadline_ms);
+                let deadline_us = self.next_deadline_ms().map(|deadline_ms| deadline_ms * 1_000);
+                let commit_us = self.commit.deadline_us();
+                if let Some(deadline_us) = deadline_us.into_iter().chain(commit_us).min() {
+                    self.ring.wake_at(self.clock.now_us(), deadline_us);
                 }
                 // Completions that came since the turn have raised it already: then this returns at once.
                 let _ = eventfd.read_at(0, 8).await;
@@ -188,7 +190,9 @@ impl Shard {
             self.completed(completion);
         }
         for _ in 0..MESSAGES_PER_TURN {
-            let Some(message) = self.mesh.mailbox().receive() else { break };
+            let Some(message) = self.mesh.mailbox().receive() else {
+                break;
+            };
             busy = true;
             self.received(message);
         }
@@ -200,7 +204,11 @@ impl Shard {
             busy = true;
             self.process_inbox(socket);
         }
-        if std::mem::take(&mut self.pushed_transfers) {
+        if self
+            .commit
+            .is_due(busy, self.clock.now_us(), self.pipeline.in_flight().is_empty())
+        {
+            self.commit = Commit::default();
             self.transfers.wake();
         }
         self.mesh.wake_others();
@@ -219,8 +227,8 @@ impl Shard {
     fn next_deadline_ms(&self) -> Option<u64> {
         let expiry = self.pipeline.in_flight().next_deadline_ms();
         let attempt = self.attempts.peek().map(Attempt::at_ms);
-        let sweep = (self.connections.has_deadlines() || !self.paused_listeners.is_empty())
-            .then(|| (self.swept_s + 1) * 1_000);
+        let sweep =
+            (self.connections.has_deadlines() || !self.paused_listeners.is_empty()).then(|| (self.swept_s + 1) * 1_000);
         [expiry, attempt, sweep, self.exiting].into_iter().flatten().min()
     }
 
@@ -247,8 +255,10 @@ impl Shard {
             return;
         }
         let socket = self.ring.open(connection);
-        self.connections.insert(socket, Box::new(Connection::new(Link::HttpServer(HttpServing::new()))));
-        self.connections.set_deadline(socket, self.now.monotonic_ms + http_serving::IDLE_MS_MAX);
+        self.connections
+            .insert(socket, Box::new(Connection::new(Link::HttpServer(HttpServing::new()))));
+        self.connections
+            .set_deadline(socket, self.now.monotonic_ms + http_serving::IDLE_MS_MAX);
     }
 
     /// Bytes came. They are handled where they lie; only what is incomplete is copied.
@@ -267,7 +277,9 @@ impl Shard {
 
     /// Looks again at the bytes that were kept.
     fn process_inbox(&mut self, socket: SocketId) {
-        let Some(connection) = self.connections.get_mut(socket) else { return };
+        let Some(connection) = self.connections.get_mut(socket) else {
+            return;
+        };
         if connection.moving_to.is_some() {
             return;
         }
@@ -301,7 +313,9 @@ impl Shard {
     }
 
     fn finished(&mut self, socket: SocketId) {
-        let Some(connection) = self.connections.get_mut(socket) else { return };
+        let Some(connection) = self.connections.get_mut(socket) else {
+            return;
+        };
         connection.finished = true;
         match &connection.link {
             // A client may half-close after its last request; it still gets its answers.
@@ -313,7 +327,9 @@ impl Shard {
 
     fn flushed(&mut self, socket: SocketId) {
         let unsent = self.ring.unsent(socket);
-        let Some(connection) = self.connections.get_mut(socket) else { return };
+        let Some(connection) = self.connections.get_mut(socket) else {
+            return;
+        };
         if connection.paused && unsent <= UNSENT_BYTES_RESUME {
             connection.paused = false;
             self.ring.resume(socket);
@@ -334,7 +350,10 @@ impl Shard {
 
     /// Sends the connection to the shard it belongs to, once it has said everything here.
     fn move_if_ready(&mut self, socket: SocketId) {
-        if self.connections.get(socket).is_some_and(|connection| connection.moving_to.is_some())
+        if self
+            .connections
+            .get(socket)
+            .is_some_and(|connection| connection.moving_to.is_some())
             && self.ring.unsent(socket) == 0
         {
             self.connections.clear_deadline(socket);
@@ -343,10 +362,15 @@ impl Shard {
     }
 
     fn detached(&mut self, socket: SocketId, connection: OwnedFd) {
-        let Some(mut moving) = self.connections.remove(socket) else { return };
+        let Some(mut moving) = self.connections.remove(socket) else {
+            return;
+        };
         let to = moving.moving_to.take().expect("only what moves is detached");
         moving.moved = true;
-        let handover = handover::Handover { socket: connection, connection: moving };
+        let handover = handover::Handover {
+            socket: connection,
+            connection: moving,
+        };
         self.mesh.send(to, mesh::Message::Handover(Box::new(handover)));
     }
 
@@ -354,13 +378,16 @@ impl Shard {
         let handover::Handover { socket, connection } = handover;
         let socket = self.ring.open(socket);
         self.connections.insert(socket, connection);
-        self.connections.set_deadline(socket, self.now.monotonic_ms + http_serving::IDLE_MS_MAX);
+        self.connections
+            .set_deadline(socket, self.now.monotonic_ms + http_serving::IDLE_MS_MAX);
         self.btp_handed_over(socket);
         self.process_inbox(socket);
     }
 
     fn closed(&mut self, socket: SocketId, error: Option<std::io::Error>) {
-        let Some(connection) = self.connections.remove(socket) else { return };
+        let Some(connection) = self.connections.remove(socket) else {
+            return;
+        };
         match connection.link {
             Link::HttpServer(_) => {}
             Link::Btp(session) => self.btp_closed(socket, &session, error),
@@ -400,11 +427,55 @@ impl Shard {
     }
 }
 
+/// When to ask the store for a commit. A sync costs the same for one transfer as for a hundred, so transfers wait for
+/// company as long as more is about to come, and not a microsecond longer.
+#[derive(Default)]
+struct Commit {
+    /// Transfers handed to the store and not asked for.
+    transfers: u32,
+    /// When the first and the last of them were handed over, microseconds.
+    first_us: u64,
+    last_us: u64,
+}
+
+/// With this many together the cost of a sync is spread thin enough.
+const COMMIT_TRANSFERS_ENOUGH: u32 = 1_024;
+/// A shard that is busy all the time still commits this often, in microseconds: some three syncs of a good disk.
+const COMMIT_BUSY_US_MAX: u64 = 500;
+/// A shard that has nothing to do, but Prepares in flight whose responses may come at any moment, waits for them this
+/// long after the last one: less than a sync takes.
+const COMMIT_IDLE_US_MAX: u64 = 60;
+
+impl Commit {
+    fn add(&mut self, now_us: u64) {
+        if self.transfers == 0 {
+            self.first_us = now_us;
+        }
+        self.transfers += 1;
+        self.last_us = now_us;
+    }
+
+    fn is_due(&self, busy: bool, now_us: u64, nothing_in_flight: bool) -> bool {
+        self.transfers >= COMMIT_TRANSFERS_ENOUGH
+            || self.transfers > 0
+                && (now_us >= self.first_us + COMMIT_BUSY_US_MAX
+                    || !busy && (nothing_in_flight || now_us >= self.last_us + COMMIT_IDLE_US_MAX))
+    }
+
+    /// When an idle shard must look again.
+    fn deadline_us(&self) -> Option<u64> {
+        (self.transfers > 0).then_some((self.last_us + COMMIT_IDLE_US_MAX).min(self.first_us + COMMIT_BUSY_US_MAX))
+    }
+}
+
 /// A copy of the descriptor that glommio's file may close.
 fn dup(fd: std::os::fd::RawFd) -> std::os::fd::RawFd {
     // SAFETY: `fd` is open: its owner outlives the shard.
     let borrowed = unsafe { std::os::fd::BorrowedFd::borrow_raw(fd) };
-    borrowed.try_clone_to_owned().expect("a descriptor for the shard's wake-up").into_raw_fd()
+    borrowed
+        .try_clone_to_owned()
+        .expect("a descriptor for the shard's wake-up")
+        .into_raw_fd()
 }
 
 /// Numbers nobody needs to foresee: jitter and masks (splitmix64, seeded by the kernel).

@@ -39,7 +39,14 @@ impl Shard {
         }
         let owner = self.pipeline.owner_of(from);
         if self.mesh.take_room(owner) {
-            self.mesh.send(owner, Message::Incoming { from, reply_to, packet: packet.into() });
+            self.mesh.send(
+                owner,
+                Message::Incoming {
+                    from,
+                    reply_to,
+                    packet: packet.into(),
+                },
+            );
         } else {
             self.reject(from, reply_to, &RejectReason::ConnectorBusy);
         }
@@ -63,7 +70,13 @@ impl Shard {
                 }
                 let owner = self.pipeline.owner_of(onward.to);
                 if self.mesh.take_room(owner) {
-                    self.mesh.send(owner, Message::Forward { onward, packet: packet.into() });
+                    self.mesh.send(
+                        owner,
+                        Message::Forward {
+                            onward,
+                            packet: packet.into(),
+                        },
+                    );
                 } else {
                     self.answer_with(onward.origin, &RejectReason::ConnectorBusy);
                 }
@@ -102,10 +115,19 @@ impl Shard {
         match answer {
             None => self.note_late(from),
             Some(Answer::Fulfilled { origin, transfer: None }) => self.end(origin, packet, Outcome::Fulfilled),
-            Some(Answer::Fulfilled { origin, transfer: Some(transfer) }) => {
+            Some(Answer::Fulfilled {
+                origin,
+                transfer: Some(transfer),
+            }) => {
                 let number = self.transfers.push(transfer);
-                self.pushed_transfers = true;
-                self.journal.wait(number, KeptBack { origin, packet: packet.into() });
+                self.commit.add(self.clock.now_us());
+                self.journal.wait(
+                    number,
+                    KeptBack {
+                        origin,
+                        packet: packet.into(),
+                    },
+                );
             }
             Some(Answer::Refused { origin, reason }) => self.answer_with(origin, &reason),
             Some(Answer::Rejected { .. }) => unreachable!("only a Reject is passed on"),
@@ -131,7 +153,9 @@ impl Shard {
     }
 
     pub(super) fn has_durable(&self) -> bool {
-        self.journal.next().is_some_and(|number| number <= self.transfers.durable())
+        self.journal
+            .next()
+            .is_some_and(|number| number <= self.transfers.durable())
     }
 
     /// Rejects the Prepares whose outgoing expiry has passed.
@@ -172,7 +196,15 @@ impl Shard {
     fn end(&mut self, origin: Origin, packet: &[u8], outcome: Outcome) {
         if !self.owns(origin.from) {
             let owner = self.pipeline.owner_of(origin.from);
-            self.mesh.send(owner, Message::Finish { by: self.id, origin, packet: packet.into(), outcome });
+            self.mesh.send(
+                owner,
+                Message::Finish {
+                    by: self.id,
+                    origin,
+                    packet: packet.into(),
+                    outcome,
+                },
+            );
             return;
         }
         let Origin { from, hold, reply_to } = origin;
@@ -207,7 +239,15 @@ impl Shard {
         if reply_to.shard == self.id {
             self.reply_here(from, reply_to, packet);
         } else {
-            self.mesh.send(reply_to.shard, Message::Reply { by: self.id, reply_to, from, packet: packet.into() });
+            self.mesh.send(
+                reply_to.shard,
+                Message::Reply {
+                    by: self.id,
+                    reply_to,
+                    from,
+                    packet: packet.into(),
+                },
+            );
         }
     }
 }

@@ -6,9 +6,13 @@ use std::borrow::Cow;
 #[derive(PartialEq, Eq, Debug)]
 pub enum Target<'a> {
     /// `POST /accounts/:username/ilp`, or `/ilp` where the credentials name the account.
-    Packet { username: Option<Cow<'a, str>> },
+    Packet {
+        username: Option<Cow<'a, str>>,
+    },
     /// `/accounts/:username/ilp/btp`, or `/ilp/btp` where the auth frame names the account.
-    Btp { username: Option<Cow<'a, str>> },
+    Btp {
+        username: Option<Cow<'a, str>>,
+    },
     Api,
 }
 
@@ -59,8 +63,12 @@ mod tests {
 
     #[test]
     fn packets_and_links_are_told_from_the_rest() {
-        let packet = |name: Option<&'static str>| Target::Packet { username: name.map(Cow::Borrowed) };
-        let btp = |name: Option<&'static str>| Target::Btp { username: name.map(Cow::Borrowed) };
+        let packet = |name: Option<&'static str>| Target::Packet {
+            username: name.map(Cow::Borrowed),
+        };
+        let btp = |name: Option<&'static str>| Target::Btp {
+            username: name.map(Cow::Borrowed),
+        };
         for (path, target) in [
             ("/ilp", packet(None)),
             ("/ilp/", packet(None)),

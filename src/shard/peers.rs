@@ -78,7 +78,9 @@ struct WaitingPrepare {
 
 impl HttpPool {
     pub fn new(endpoint: Endpoint, template: RequestTemplate) -> Self {
-        let address = endpoint.literal_address().map_or(Address::Unknown, |address| Address::Known(address, u64::MAX));
+        let address = endpoint
+            .literal_address()
+            .map_or(Address::Unknown, |address| Address::Known(address, u64::MAX));
         Self {
             endpoint,
             template,
@@ -99,7 +101,10 @@ pub struct Peers {
 
 impl Peers {
     pub fn new(shards: u32) -> Self {
-        Self { shards, peers: Vec::new() }
+        Self {
+            shards,
+            peers: Vec::new(),
+        }
     }
 
     pub fn get(&self, id: AccountId) -> Option<&Peer> {
@@ -132,7 +137,9 @@ impl Peers {
 impl Shard {
     /// Whether a packet of `packet_bytes` can go to the account now.
     pub(super) fn link_state(&self, to: AccountId, packet_bytes: usize) -> LinkState {
-        let Some(peer) = self.peers.get(to) else { return LinkState::Down };
+        let Some(peer) = self.peers.get(to) else {
+            return LinkState::Down;
+        };
         if let Some(pool) = &peer.http {
             return if packet_bytes > PACKET_BYTES_MAX {
                 LinkState::TooLong
@@ -142,7 +149,9 @@ impl Shard {
                 LinkState::Up { carrier: 0 }
             };
         }
-        let Some(socket) = peer.btp.filter(|socket| self.ring.is_open(*socket)) else { return LinkState::Down };
+        let Some(socket) = peer.btp.filter(|socket| self.ring.is_open(*socket)) else {
+            return LinkState::Down;
+        };
         if crate::wire::btp::ilp_frame_size(packet_bytes) > FRAME_BYTES_MAX {
             LinkState::TooLong
         } else if self.ring.unsent(socket) > UNSENT_BYTES_MAX {
@@ -167,9 +176,15 @@ impl Shard {
             return;
         }
         let sent = peer.btp.is_some_and(|socket| {
-            let Some(connection) = self.connections.get_mut(socket) else { return false };
-            let Link::Btp(session) = &mut connection.link else { return false };
-            let Some(out) = self.ring.output(socket) else { return false };
+            let Some(connection) = self.connections.get_mut(socket) else {
+                return false;
+            };
+            let Link::Btp(session) = &mut connection.link else {
+                return false;
+            };
+            let Some(out) = self.ring.output(socket) else {
+                return false;
+            };
             session.link.send_prepare(id.0, packet, (amount, expires_at), out);
             !session.link.is_closing()
         });
@@ -207,7 +222,9 @@ impl Shard {
         let now_ms = self.now.monotonic_ms;
         loop {
             let Some(pool) = self.pool(to) else { return };
-            let Some((socket, since_ms)) = pool.idle.pop() else { break };
+            let Some((socket, since_ms)) = pool.idle.pop() else {
+                break;
+            };
             if now_ms >= since_ms + HTTP_IDLE_MS_MAX || !self.ring.is_open(socket) {
                 self.ring.close(socket);
                 continue;
@@ -216,7 +233,12 @@ impl Shard {
             return;
         }
         let Some(pool) = self.pool(to) else { return };
-        pool.waiting.push_back(WaitingPrepare { id, packet: packet.into(), amount, expires_at });
+        pool.waiting.push_back(WaitingPrepare {
+            id,
+            packet: packet.into(),
+            amount,
+            expires_at,
+        });
         self.open_http_connections(to);
     }
 
@@ -231,8 +253,12 @@ impl Shard {
     ) {
         let Some(peer) = self.peers.get_mut(to) else { return };
         let Some(pool) = &peer.http else { return };
-        let Some(connection) = self.connections.get_mut(socket) else { return };
-        let Link::HttpClient(requesting) = &mut connection.link else { return };
+        let Some(connection) = self.connections.get_mut(socket) else {
+            return;
+        };
+        let Link::HttpClient(requesting) = &mut connection.link else {
+            return;
+        };
         let Some(out) = self.ring.output(socket) else { return };
         pool.template.write_request(packet, (amount, expires_at), out);
         requesting.request = Some(id);
@@ -267,9 +293,14 @@ impl Shard {
                     return;
                 }
             };
-            let requesting =
-                HttpRequesting { client: HttpClient::new(), account: to, request: None, connected: false };
-            self.connections.insert(socket, Box::new(Connection::new(Link::HttpClient(requesting))));
+            let requesting = HttpRequesting {
+                client: HttpClient::new(),
+                account: to,
+                request: None,
+                connected: false,
+            };
+            self.connections
+                .insert(socket, Box::new(Connection::new(Link::HttpClient(requesting))));
             self.connections.set_deadline(socket, now_ms + CONNECT_MS_MAX);
             let pool = self.pool(to).expect("looked at above");
             pool.open += 1;
@@ -299,8 +330,12 @@ impl Shard {
     }
 
     pub(super) fn http_connected(&mut self, socket: SocketId) {
-        let Some(connection) = self.connections.get_mut(socket) else { return };
-        let Link::HttpClient(requesting) = &mut connection.link else { return };
+        let Some(connection) = self.connections.get_mut(socket) else {
+            return;
+        };
+        let Link::HttpClient(requesting) = &mut connection.link else {
+            return;
+        };
         requesting.connected = true;
         let account = requesting.account;
         if let Some(pool) = self.pool(account) {
@@ -313,8 +348,12 @@ impl Shard {
     pub(super) fn consume_http_answers(&mut self, socket: SocketId, bytes: &mut [u8]) -> usize {
         let mut used = 0;
         loop {
-            let Some(connection) = self.connections.get_mut(socket) else { return bytes.len() };
-            let Link::HttpClient(requesting) = &mut connection.link else { return bytes.len() };
+            let Some(connection) = self.connections.get_mut(socket) else {
+                return bytes.len();
+            };
+            let Link::HttpClient(requesting) = &mut connection.link else {
+                return bytes.len();
+            };
             let account = requesting.account;
             match requesting.client.next(&bytes[used..]) {
                 Ok((0, None)) => return used,
@@ -436,7 +475,9 @@ impl Shard {
     pub(super) fn http_resolved(&mut self, account: AccountId, endpoint: &Endpoint, address: Option<SocketAddr>) {
         const KNOWN_MS: u64 = 60_000;
         let until_ms = self.now.monotonic_ms + KNOWN_MS;
-        let Some(pool) = self.pool(account).filter(|pool| pool.endpoint == *endpoint) else { return };
+        let Some(pool) = self.pool(account).filter(|pool| pool.endpoint == *endpoint) else {
+            return;
+        };
         match address {
             Some(address) => {
                 pool.address = Address::Known(address, until_ms);
@@ -503,7 +544,9 @@ impl Shard {
     /// Gives up the connections to an endpoint that is not the account's any more.
     pub(super) fn close_pool(&mut self, account: AccountId) {
         self.fail_waiting(account);
-        let Some(pool) = self.peers.get_mut(account).and_then(|peer| peer.http.take()) else { return };
+        let Some(pool) = self.peers.get_mut(account).and_then(|peer| peer.http.take()) else {
+            return;
+        };
         for (socket, _) in pool.idle {
             self.ring.close(socket);
         }

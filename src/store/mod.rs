@@ -81,9 +81,7 @@ pub enum StoreError {
 /// Why a store is not opened. Nothing on disk is changed by an attempt that ends here.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum OpenError {
-    #[error(
-        "the store was written under another `secret_seed`: start with that one, or choose another `data_dir`"
-    )]
+    #[error("the store was written under another `secret_seed`: start with that one, or choose another `data_dir`")]
     WrongSeed,
     #[error(
         "the store has format {found} and this version of the program reads format {expected}: start the version \
@@ -96,9 +94,7 @@ pub enum OpenError {
     Locked,
     #[error("the store is damaged ({0}): restore it from a backup")]
     Corrupt(String),
-    #[error(
-        "the store cannot be opened ({0}): see to the permissions and the free space of `data_dir`"
-    )]
+    #[error("the store cannot be opened ({0}): see to the permissions and the free space of `data_dir`")]
     Unavailable(String),
 }
 
@@ -147,8 +143,7 @@ impl Book {
     }
 
     fn account_at(&self, id: AccountId) -> Result<usize, usize> {
-        self.accounts
-            .binary_search_by_key(&id, |(account, _)| account.id)
+        self.accounts.binary_search_by_key(&id, |(account, _)| account.id)
     }
 
     /// What a batch means. Linear in the number of accounts for each account that comes or goes: for small books.
@@ -157,9 +152,7 @@ impl Book {
             self.commit_mutation(mutation);
         }
         for (id, booked) in &batch.balances {
-            let at = self
-                .account_at(*id)
-                .expect("a balance belongs to an account");
+            let at = self.account_at(*id).expect("a balance belongs to an account");
             self.accounts[at].1 = *booked;
         }
         for (asset, position) in &batch.positions {
@@ -181,16 +174,11 @@ impl Book {
                 Err(at) => self.accounts.insert(at, (account.clone(), 0)),
             },
             Mutation::DeleteAccount { id, write_off: _ } => {
-                let at = self
-                    .account_at(*id)
-                    .expect("an account that is deleted exists");
+                let at = self.account_at(*id).expect("an account that is deleted exists");
                 self.accounts.remove(at);
             }
             Mutation::PutStaticRoute { prefix, next_hop } => {
-                match self
-                    .static_routes
-                    .binary_search_by(|(known, _)| known.cmp(prefix))
-                {
+                match self.static_routes.binary_search_by(|(known, _)| known.cmp(prefix)) {
                     Ok(at) => self.static_routes[at].1 = *next_hop,
                     Err(at) => self.static_routes.insert(at, (prefix.clone(), *next_hop)),
                 }
@@ -321,9 +309,7 @@ impl Store for MemoryStore {
             Some(kept_or_lost) => {
                 // Nothing gets through after the first one.
                 disk.fault = Some((0, Fault::Lost));
-                Err(StoreError::Failed(format!(
-                    "told to fail: {kept_or_lost:?}"
-                )))
+                Err(StoreError::Failed(format!("told to fail: {kept_or_lost:?}")))
             }
         }
     }

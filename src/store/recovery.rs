@@ -53,9 +53,7 @@ impl Sums {
 
     pub fn add_account(&mut self, asset: AssetId, booked: i128) -> Result<(), String> {
         let line = self.line(asset)?;
-        line.balances
-            .checked_add(booked)
-            .ok_or_else(|| too_large(line))?;
+        line.balances.checked_add(booked).ok_or_else(|| too_large(line))?;
         line.add_account(booked);
         Ok(())
     }
@@ -66,9 +64,7 @@ impl Sums {
             return Err("assets and positions are not the same number".into());
         }
         for (line, position) in self.audit.assets.iter_mut().zip(positions) {
-            line.balances
-                .checked_add(*position)
-                .ok_or_else(|| too_large(line))?;
+            line.balances.checked_add(*position).ok_or_else(|| too_large(line))?;
             line.position = *position;
         }
         Ok(self.audit)
@@ -93,33 +89,21 @@ mod tests {
     #[test]
     fn a_book_that_adds_up_is_given_out() {
         let expected = book(&[-7, 4], 3);
-        assert_eq!(
-            recover(&mut MemoryStore::holding(expected.clone())),
-            Ok(expected)
-        );
+        assert_eq!(recover(&mut MemoryStore::holding(expected.clone())), Ok(expected));
         assert_eq!(recover(&mut MemoryStore::default()), Ok(Book::default()));
     }
 
     #[test]
     fn a_unit_too_many_is_refused() {
-        let Err(OpenError::DoesNotAddUp(audit)) =
-            recover(&mut MemoryStore::holding(book(&[-7, 4], 2)))
-        else {
+        let Err(OpenError::DoesNotAddUp(audit)) = recover(&mut MemoryStore::holding(book(&[-7, 4], 2))) else {
             panic!("must be refused");
         };
-        assert_eq!(
-            (audit.assets[0].balances, audit.assets[0].position),
-            (-3, 2)
-        );
+        assert_eq!((audit.assets[0].balances, audit.assets[0].position), (-3, 2));
     }
 
     #[test]
     fn sums_that_do_not_fit_are_refused_and_not_computed() {
-        for (balances, position) in [
-            ([i128::MAX, 1], 0),
-            ([i128::MIN, -1], 1),
-            ([i128::MAX, 0], i128::MAX),
-        ] {
+        for (balances, position) in [([i128::MAX, 1], 0), ([i128::MIN, -1], 1), ([i128::MAX, 0], i128::MAX)] {
             let error = recover(&mut MemoryStore::holding(book(&balances, position))).unwrap_err();
             assert!(
                 matches!(&error, OpenError::Corrupt(what) if what.contains("too large")),

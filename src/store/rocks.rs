@@ -11,8 +11,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use rocksdb::{
-    BlockBasedOptions, Cache, ColumnFamily, DB, DBCompressionType, DBRecoveryMode, IteratorMode,
-    LogLevel, Options, ReadOptions, SnapshotWithThreadMode, WriteBatch, WriteOptions,
+    BlockBasedOptions, Cache, ColumnFamily, DB, DBCompressionType, DBRecoveryMode, IteratorMode, LogLevel, Options,
+    ReadOptions, SnapshotWithThreadMode, WriteBatch, WriteOptions,
 };
 
 use super::recovery::Sums;
@@ -48,8 +48,7 @@ impl RocksStore {
     /// Opens the store in the folder `path`, or makes a new one there, readable by this user only. The tokens in it
     /// are sealed under `seed`.
     pub fn open(path: &Path, seed: &[u8; 32]) -> Result<Self, OpenError> {
-        create_folder(path)
-            .map_err(|error| OpenError::Unavailable(format!("{}: {error}", path.display())))?;
+        create_folder(path).map_err(|error| OpenError::Unavailable(format!("{}: {error}", path.display())))?;
         let options = options();
         // Families of a newer version must be opened too, or RocksDB refuses before we can read the format version.
         let mut families: Vec<String> = family::ALL.map(String::from).into();
@@ -62,12 +61,8 @@ impl RocksStore {
                     .filter(|name| !family::ALL.contains(&name.as_str()) && name != "default"),
             );
         }
-        let db = DB::open_cf_with_opts(
-            &options,
-            path,
-            families.into_iter().map(|name| (name, options.clone())),
-        )
-        .map_err(open_error)?;
+        let db = DB::open_cf_with_opts(&options, path, families.into_iter().map(|name| (name, options.clone())))
+            .map_err(open_error)?;
         let mut synced = WriteOptions::default();
         synced.set_sync(true);
         let store = Self {
@@ -89,11 +84,7 @@ impl RocksStore {
             }
             let mut batch = WriteBatch::default();
             let meta = db.family(family::META);
-            batch.put_cf(
-                meta,
-                meta::FORMAT_VERSION,
-                schema::FORMAT_VERSION.to_be_bytes(),
-            );
+            batch.put_cf(meta, meta::FORMAT_VERSION, schema::FORMAT_VERSION.to_be_bytes());
             batch.put_cf(meta, meta::SEED_CHECK, schema::seed_check(&self.secrets));
             batch.put_cf(meta, meta::NEXT_ACCOUNT_ID, 0u32.to_be_bytes());
             return db.0.write_opt(batch, &self.synced).map_err(open_error);
@@ -105,9 +96,7 @@ impl RocksStore {
                 expected: schema::FORMAT_VERSION,
             });
         }
-        let check = view
-            .meta(meta::SEED_CHECK)?
-            .ok_or(Malformed("seed check"))?;
+        let check = view.meta(meta::SEED_CHECK)?.ok_or(Malformed("seed check"))?;
         if !schema::seed_check_opens(&self.secrets, &check) {
             return Err(OpenError::WrongSeed);
         }
@@ -118,19 +107,11 @@ impl RocksStore {
         let family = |name| self.db.family(name);
         match mutation {
             Mutation::PutAsset(id, asset) => {
-                batch.put_cf(
-                    family(family::ASSETS),
-                    schema::asset_key(*id),
-                    schema::asset(asset),
-                );
+                batch.put_cf(family(family::ASSETS), schema::asset_key(*id), schema::asset(asset));
             }
             Mutation::PutAccount(account) => {
                 let record = schema::account(account, &self.secrets);
-                batch.put_cf(
-                    family(family::ACCOUNTS),
-                    schema::account_key(account.id),
-                    record,
-                );
+                batch.put_cf(family(family::ACCOUNTS), schema::account_key(account.id), record);
             }
             Mutation::DeleteAccount { id, write_off: _ } => {
                 batch.delete_cf(family(family::ACCOUNTS), schema::account_key(*id));
@@ -170,18 +151,12 @@ impl Store for RocksStore {
         let accounts = view.accounts(&assets, &self.secrets)?;
         let mut static_routes = Vec::new();
         view.each(family::ROUTES, |prefix, next_hop| {
-            static_routes.push((
-                schema::read_text(prefix)?.into(),
-                schema::read_account_key(next_hop)?,
-            ));
+            static_routes.push((schema::read_text(prefix)?.into(), schema::read_account_key(next_hop)?));
             Ok(())
         })?;
         let mut rates = Vec::new();
         view.each(family::RATES, |code, rate| {
-            rates.push((
-                schema::read_text(code)?.into(),
-                schema::read_text(rate)?.into(),
-            ));
+            rates.push((schema::read_text(code)?.into(), schema::read_text(rate)?.into()));
             Ok(())
         })?;
         let node_address = view.meta(meta::NODE_ADDRESS)?;
@@ -211,11 +186,7 @@ impl Store for RocksStore {
         }
         let positions = self.db.family(family::POSITIONS);
         for (asset, position) in &batch.positions {
-            writes.put_cf(
-                positions,
-                schema::asset_key(*asset),
-                schema::amount(*position),
-            );
+            writes.put_cf(positions, schema::asset_key(*asset), schema::amount(*position));
         }
         if !batch.mutations.is_empty() {
             let next = batch.next_account_id.to_be_bytes();
@@ -242,9 +213,7 @@ impl Auditor for Db {
 
 impl Db {
     fn family(&self, name: &str) -> &ColumnFamily {
-        self.0
-            .cf_handle(name)
-            .expect("every family is opened with the store")
+        self.0.cf_handle(name).expect("every family is opened with the store")
     }
 }
 
@@ -278,17 +247,13 @@ impl<'a> View<'a> {
     }
 
     /// Every record of a family, by ascending key. Checksums are verified.
-    fn each(
-        &self,
-        name: &str,
-        mut visit: impl FnMut(&[u8], &[u8]) -> Result<(), ReadError>,
-    ) -> Result<(), ReadError> {
+    fn each(&self, name: &str, mut visit: impl FnMut(&[u8], &[u8]) -> Result<(), ReadError>) -> Result<(), ReadError> {
         let mut options = ReadOptions::default();
         // A pass over everything would push out whatever is worth caching.
         options.fill_cache(false);
-        for record in
-            self.snapshot
-                .iterator_cf_opt(self.db.family(name), options, IteratorMode::Start)
+        for record in self
+            .snapshot
+            .iterator_cf_opt(self.db.family(name), options, IteratorMode::Start)
         {
             let (key, value) = record?;
             visit(&key, &value)?;
@@ -341,17 +306,11 @@ impl<'a> View<'a> {
         let balances = self.db.family(family::BALANCES);
         let mut balances = self.snapshot.iterator_cf(balances, IteratorMode::Start);
         self.each(family::ACCOUNTS, |key, record| {
-            let (owner, booked) = balances
-                .next()
-                .ok_or(Malformed("balance of an account"))??;
+            let (owner, booked) = balances.next().ok_or(Malformed("balance of an account"))??;
             if *owner != *key {
                 return Err(Malformed("pair of an account and its balance").into());
             }
-            visit(
-                schema::read_account_key(key)?,
-                record,
-                schema::read_amount(&booked)?,
-            )
+            visit(schema::read_account_key(key)?, record, schema::read_amount(&booked)?)
         })?;
         match balances.next() {
             None => Ok(()),
@@ -359,17 +318,10 @@ impl<'a> View<'a> {
         }
     }
 
-    fn accounts(
-        &self,
-        assets: &[Asset],
-        secrets: &Secrets,
-    ) -> Result<Vec<(Arc<Account>, i128)>, ReadError> {
+    fn accounts(&self, assets: &[Asset], secrets: &Secrets) -> Result<Vec<(Arc<Account>, i128)>, ReadError> {
         let mut accounts = Vec::new();
         self.each_account(|id, record, booked| {
-            accounts.push((
-                Arc::new(schema::read_account(id, record, assets, secrets)?),
-                booked,
-            ));
+            accounts.push((Arc::new(schema::read_account(id, record, assets, secrets)?), booked));
             Ok(())
         })?;
         Ok(accounts)
@@ -445,10 +397,7 @@ fn open_error(error: rocksdb::Error) -> OpenError {
     let text = error.into_string();
     match kind {
         // Held by another process, or by this one. RocksDB has no code for it, only these words.
-        IOError
-            if text.contains("While lock file")
-                || text.contains("lock hold by current process") =>
-        {
+        IOError if text.contains("While lock file") || text.contains("lock hold by current process") => {
             OpenError::Locked
         }
         Corruption => OpenError::Corrupt(text),
@@ -502,9 +451,7 @@ mod tests {
         }
 
         fn files(&self, extension: &str) -> Vec<PathBuf> {
-            let entries = fs::read_dir(&self.0)
-                .unwrap()
-                .map(|entry| entry.unwrap().path());
+            let entries = fs::read_dir(&self.0).unwrap().map(|entry| entry.unwrap().path());
             entries
                 .filter(|path| path.extension().is_some_and(|end| end == extension))
                 .collect()
@@ -561,18 +508,10 @@ mod tests {
         more
     }
 
-    fn start(
-        store: impl Store + 'static,
-    ) -> (super::super::WriterHandle, super::super::TransferSender) {
+    fn start(store: impl Store + 'static) -> (super::super::WriterHandle, super::super::TransferSender) {
         let mut store: Box<dyn Store> = Box::new(store);
         let book = recover(&mut *store).unwrap();
-        let started = Writer::start(
-            store,
-            &book,
-            1,
-            Durability::Commit,
-            Duration::from_millis(100),
-        );
+        let started = Writer::start(store, &book, 1, Durability::Commit, Duration::from_millis(100));
         let (handle, mut senders) = started.unwrap();
         (handle, senders.remove(0))
     }
@@ -589,11 +528,7 @@ mod tests {
     /// Writes a single record past all rules, as a damaged disk or a meddler would.
     fn tamper(folder: &Folder, family: &str, key: &[u8], value: &[u8]) {
         let store = folder.open().unwrap();
-        store
-            .db
-            .0
-            .put_cf(store.db.family(family), key, value)
-            .unwrap();
+        store.db.0.put_cf(store.db.family(family), key, value).unwrap();
     }
 
     #[test]
@@ -602,32 +537,28 @@ mod tests {
         let folder = Folder::new();
         let mut store = RocksStore::open(&folder.0.join("below"), &SEED).unwrap();
         assert_eq!(recover(&mut store), Ok(Book::default()));
-        assert_eq!(
-            fs::metadata(&folder.0).unwrap().permissions().mode() & 0o777,
-            0o700
-        );
+        assert_eq!(fs::metadata(&folder.0).unwrap().permissions().mode() & 0o777, 0o700);
     }
 
     #[test]
     fn what_was_committed_is_read_back_and_is_what_the_memory_store_holds() {
         let folder = Folder::new();
         let memory = MemoryStore::default();
-        let play =
-            |(handle, mut sender): (super::super::WriterHandle, super::super::TransferSender)| {
-                handle.apply(mutations()).unwrap();
-                sender.push(transfer(0, 1, u64::MAX, 3));
-                sender.push(transfer(1, 0, 5, 6));
-                handle
-                    .apply(vec![Mutation::PutAccount(Arc::new(account(3, 1)))])
-                    .unwrap();
-                sender.push(transfer(0, 3, 9, 8));
-                let delete = Mutation::DeleteAccount {
-                    id: AccountId::new(3),
-                    write_off: true,
-                };
-                assert_eq!(handle.apply(vec![delete]).unwrap().written_off, 8);
-                handle.stop();
+        let play = |(handle, mut sender): (super::super::WriterHandle, super::super::TransferSender)| {
+            handle.apply(mutations()).unwrap();
+            sender.push(transfer(0, 1, u64::MAX, 3));
+            sender.push(transfer(1, 0, 5, 6));
+            handle
+                .apply(vec![Mutation::PutAccount(Arc::new(account(3, 1)))])
+                .unwrap();
+            sender.push(transfer(0, 3, 9, 8));
+            let delete = Mutation::DeleteAccount {
+                id: AccountId::new(3),
+                write_off: true,
             };
+            assert_eq!(handle.apply(vec![delete]).unwrap().written_off, 8);
+            handle.stop();
+        };
         play(start(folder.open().unwrap()));
         play(start(memory.clone()));
         let kept = recover(&mut folder.open().unwrap()).unwrap();
@@ -635,10 +566,7 @@ mod tests {
         assert_eq!(kept.next_account_id, 4, "numbers are not given again");
         assert_eq!(
             kept.static_routes,
-            [
-                ("".into(), AccountId::new(0)),
-                ("test.west".into(), AccountId::new(0))
-            ]
+            [("".into(), AccountId::new(0)), ("test.west".into(), AccountId::new(0))]
         );
         assert_eq!(kept.rates.len(), 3, "OLD is gone");
         assert_eq!(kept.accounts[0].1, 6 - i128::from(u64::MAX) - 9);
@@ -695,10 +623,7 @@ mod tests {
             fs::write(copy.log(), &whole[..end as usize]).unwrap();
             let book = recover(&mut copy.open().unwrap()).unwrap();
             let commits = ends.iter().filter(|whole| **whole <= end).count();
-            assert_eq!(
-                book.accounts[1].1, commits as i128,
-                "cut at {end} of {ends:?}"
-            );
+            assert_eq!(book.accounts[1].1, commits as i128, "cut at {end} of {ends:?}");
             fs::remove_dir_all(&copy.0).unwrap();
         }
     }
@@ -724,20 +649,9 @@ mod tests {
         let error = RocksStore::open(&folder.0, &[8; 32]).err().unwrap();
         assert_eq!(error, OpenError::WrongSeed);
         assert!(error.to_string().contains("secret_seed"), "{error}");
-        tamper(
-            &folder,
-            family::META,
-            meta::FORMAT_VERSION,
-            &2u32.to_be_bytes(),
-        );
+        tamper(&folder, family::META, meta::FORMAT_VERSION, &2u32.to_be_bytes());
         let error = folder.open().err().unwrap();
-        assert_eq!(
-            error,
-            OpenError::UnknownFormat {
-                found: 2,
-                expected: 1
-            }
-        );
+        assert_eq!(error, OpenError::UnknownFormat { found: 2, expected: 1 });
         // A newer format may have more families: it is still named, not just not understood.
         let mut newer = DB::open_cf(&options(), &folder.0, family::ALL).unwrap();
         newer.create_cf("outbox", &options()).unwrap();
@@ -764,19 +678,14 @@ mod tests {
             .output()
             .unwrap();
         let text = String::from_utf8_lossy(&output.stdout);
-        assert!(
-            output.status.success() && text.contains("1 passed"),
-            "{text}"
-        );
+        assert!(output.status.success() && text.contains("1 passed"), "{text}");
     }
 
     #[test]
     fn a_folder_that_cannot_be_made_is_named() {
         let folder = Folder::new();
         fs::write(&folder.0, "a file").unwrap();
-        let error = RocksStore::open(&folder.0.join("store"), &SEED)
-            .err()
-            .unwrap();
+        let error = RocksStore::open(&folder.0.join("store"), &SEED).err().unwrap();
         assert!(
             matches!(&error, OpenError::Unavailable(text) if text.contains("clearway-store-")),
             "{error}"
@@ -824,10 +733,7 @@ mod tests {
             handle.stop();
             tamper(&folder, family, key, value);
             let error = recover(&mut folder.open().unwrap()).unwrap_err();
-            assert!(
-                matches!(error, OpenError::Corrupt(_)),
-                "{family} {key:?}: {error}"
-            );
+            assert!(matches!(error, OpenError::Corrupt(_)), "{family} {key:?}: {error}");
         }
     }
 
@@ -845,31 +751,19 @@ mod tests {
         };
         let assets = Mutation::PutAsset(AssetId::new(0), assets()[0].clone());
         handle
-            .apply(vec![
-                assets,
-                Mutation::PutAccount(Arc::new(with_tokens.clone())),
-            ])
+            .apply(vec![assets, Mutation::PutAccount(Arc::new(with_tokens.clone()))])
             .unwrap();
         handle.stop();
         let mut store = folder.open().unwrap();
         // Once more as a table, after the log.
-        store
-            .db
-            .0
-            .flush_cf(store.db.family(family::ACCOUNTS))
-            .unwrap();
+        store.db.0.flush_cf(store.db.family(family::ACCOUNTS)).unwrap();
         assert_eq!(*recover(&mut store).unwrap().accounts[0].0, with_tokens);
         drop(store);
         assert!(!folder.files("log").is_empty() && !folder.files("sst").is_empty());
         let (mut names, mut tokens) = (0, 0);
         for entry in fs::read_dir(&folder.0).unwrap() {
             let bytes = fs::read(entry.unwrap().path()).unwrap();
-            let count = |needle: &[u8]| {
-                bytes
-                    .windows(needle.len())
-                    .filter(|window| *window == needle)
-                    .count()
-            };
+            let count = |needle: &[u8]| bytes.windows(needle.len()).filter(|window| *window == needle).count();
             names += count(b"user_0");
             tokens += count(b"swordfish");
         }
@@ -888,9 +782,7 @@ mod tests {
         let accounts = 30_000;
         for first in (0..accounts).step_by(1000) {
             let put = |id| Mutation::PutAccount(Arc::new(account(id, (id % 2) as u16)));
-            handle
-                .apply((first..first + 1000).map(put).collect())
-                .unwrap();
+            handle.apply((first..first + 1000).map(put).collect()).unwrap();
         }
         for id in 1..accounts {
             sender.push(transfer(id - 1, id, u64::from(id), 1));

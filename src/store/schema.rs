@@ -180,21 +180,14 @@ mod field {
 }
 
 impl Sealed {
-    fn new(
-        secrets: &Secrets,
-        account: &Account,
-        field: &str,
-        token: &Option<Box<str>>,
-    ) -> Option<Self> {
+    fn new(secrets: &Secrets, account: &Account, field: &str, token: &Option<Box<str>>) -> Option<Self> {
         let sealed = secrets.seal(&account.uuid, field, token.as_ref()?.as_bytes());
         Some(Self(to_hex(&sealed).into()))
     }
 
     fn open(&self, secrets: &Secrets, uuid: &[u8; 16], field: &str) -> Result<Box<str>, Malformed> {
         let sealed = from_hex(&self.0).ok_or(Malformed("token"))?;
-        let token = secrets
-            .open(uuid, field, &sealed)
-            .map_err(|_| Malformed("token"))?;
+        let token = secrets.open(uuid, field, &sealed).map_err(|_| Malformed("token"))?;
         Ok(read_text(&token)?.into())
     }
 }
@@ -241,24 +234,13 @@ pub fn read_account_asset(bytes: &[u8]) -> Result<AssetId, Malformed> {
 }
 
 /// `assets` are those stored, by their number: accounts share the text of their asset's code.
-pub fn read_account(
-    id: AccountId,
-    bytes: &[u8],
-    assets: &[Asset],
-    secrets: &Secrets,
-) -> Result<Account, Malformed> {
+pub fn read_account(id: AccountId, bytes: &[u8], assets: &[Asset], secrets: &Secrets) -> Result<Account, Malformed> {
     let asset_id = read_account_asset(bytes)?;
-    let asset = assets
-        .get(asset_id.index())
-        .ok_or(Malformed("asset of an account"))?;
+    let asset = assets.get(asset_id.index()).ok_or(Malformed("asset of an account"))?;
     let record: AccountRecord =
         serde_json::from_slice(&bytes[ACCOUNT_HEAD_BYTES..]).map_err(|_| Malformed("account"))?;
     let uuid = record.uuid.into_bytes();
-    let open = |field, token: Option<Sealed>| {
-        token
-            .map(|token| token.open(secrets, &uuid, field))
-            .transpose()
-    };
+    let open = |field, token: Option<Sealed>| token.map(|token| token.open(secrets, &uuid, field)).transpose();
     Ok(Account {
         id,
         uuid,
@@ -267,8 +249,7 @@ pub fn read_account(
         ilp_address_generated: record.ilp_address_generated,
         asset: asset.clone(),
         asset_id,
-        routing_relation: RoutingRelation::parse(&record.routing_relation)
-            .ok_or(Malformed("routing relation"))?,
+        routing_relation: RoutingRelation::parse(&record.routing_relation).ok_or(Malformed("routing relation"))?,
         limits: AccountLimits {
             packet_amount_max: record.packet_amount_max,
             balance_min: record.balance_min,
@@ -465,11 +446,7 @@ mod tests {
         let newer = read(&json(r#","created_at_ms":9,"of_a_newer_version":[1,2]"#)).unwrap();
         assert_eq!(newer.limits, AccountLimits::default());
         assert_eq!((newer.asset, newer.created_at_ms), (assets()[1].clone(), 9));
-        assert_eq!(
-            read(&json("")),
-            Err(Malformed("account")),
-            "created_at_ms is missing"
-        );
+        assert_eq!(read(&json("")), Err(Malformed("account")), "created_at_ms is missing");
         let mut unknown = json(r#","created_at_ms":9"#);
         unknown[0] = ACCOUNT_LAYOUT + 1;
         assert_eq!(read(&unknown), Err(Malformed("account layout")));

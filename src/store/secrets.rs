@@ -62,12 +62,7 @@ impl Secrets {
     }
 
     /// Decrypts what [`Self::seal`] made for the same owner and field.
-    pub fn open(
-        &self,
-        owner: &[u8; 16],
-        field: &str,
-        sealed: &[u8],
-    ) -> Result<Vec<u8>, DoesNotOpen> {
+    pub fn open(&self, owner: &[u8; 16], field: &str, sealed: &[u8]) -> Result<Vec<u8>, DoesNotOpen> {
         let (nonce, sealed) = sealed.split_first_chunk().ok_or(DoesNotOpen)?;
         let mut secret = sealed.to_vec();
         let length = self
@@ -106,10 +101,7 @@ mod tests {
         let secrets = Secrets::new(&[7; 32]);
         let sealed = secrets.seal(&OWNER, "token", b"swordfish");
         assert_eq!(sealed.len(), b"swordfish".len() + SEALED_OVERHEAD);
-        assert_eq!(
-            secrets.open(&OWNER, "token", &sealed).unwrap(),
-            b"swordfish"
-        );
+        assert_eq!(secrets.open(&OWNER, "token", &sealed).unwrap(), b"swordfish");
         assert_eq!(
             secrets.open(&[2; 16], "token", &sealed),
             Err(DoesNotOpen),
@@ -121,11 +113,7 @@ mod tests {
             "another field"
         );
         let others = Secrets::new(&[8; 32]);
-        assert_eq!(
-            others.open(&OWNER, "token", &sealed),
-            Err(DoesNotOpen),
-            "another seed"
-        );
+        assert_eq!(others.open(&OWNER, "token", &sealed), Err(DoesNotOpen), "another seed");
     }
 
     #[test]
@@ -135,11 +123,7 @@ mod tests {
         for at in 0..sealed.len() {
             let mut changed = sealed.clone();
             changed[at] ^= 1;
-            assert_eq!(
-                secrets.open(&OWNER, "token", &changed),
-                Err(DoesNotOpen),
-                "byte {at}"
-            );
+            assert_eq!(secrets.open(&OWNER, "token", &changed), Err(DoesNotOpen), "byte {at}");
             assert_eq!(
                 secrets.open(&OWNER, "token", &sealed[..at]),
                 Err(DoesNotOpen),
@@ -151,9 +135,6 @@ mod tests {
     #[test]
     fn the_same_secret_never_looks_the_same() {
         let secrets = Secrets::new(&[7; 32]);
-        assert_ne!(
-            secrets.seal(&OWNER, "token", b""),
-            secrets.seal(&OWNER, "token", b"")
-        );
+        assert_ne!(secrets.seal(&OWNER, "token", b""), secrets.seal(&OWNER, "token", b""));
     }
 }

@@ -34,15 +34,6 @@ pub const TRANSFERS_WAITING_MAX: usize = 65_536;
 /// Calls of [`WriterHandle::apply`] that wait for one another; the next caller blocks a little earlier.
 const REQUESTS_WAITING_MAX: usize = 64;
 
-/// A commit of more transfers than this says that a busy node is behind it, and the next one is worth waiting for.
-const GROUP_TRANSFERS_MIN: u64 = 64;
-/// With this many waiting already, the cost of a sync is spread thin enough.
-const GROUP_TRANSFERS_ENOUGH: usize = 1024;
-/// How long a busy writer lets a batch fill. A sync costs the same CPU for one transfer as for a hundred, so without
-/// it a busy node would spend a good part of a core on thousands of small syncs a second. It is about as long as a
-/// sync, so it at most doubles the delay, and only of packets that wait in a crowd anyway.
-const GROUP_PAUSE: Duration = Duration::from_micros(200);
-
 /// How long a relaxed writer leaves the queues alone while it gathers a batch. Nobody waits for it, and in this time
 /// not even ten million packets a second fill a queue.
 const RELAXED_PAUSE: Duration = Duration::from_millis(5);
@@ -113,24 +104,21 @@ impl TransferSender {
 
     /// The last transfer of this shard that counts as durable, and with it all before; 0 before the first.
     pub fn durable(&self) -> TransferNumber {
-        self.promised.max(
-            self.shared.shards[self.shard]
-                .durable
-                .load(Ordering::Acquire),
-        )
+        self.promised
+            .max(self.shared.shards[self.shard].durable.load(Ordering::Acquire))
     }
 
-    /// Wakes the writer for what was pushed since the last call. Once per turn of the shard: a system call only if
-    /// the writer sleeps, and nothing at all if nothing was pushed.
+    /// Asks for a commit of what was pushed since the last call. When to ask is the shard's choice: it alone knows
+    /// whether more is about to come, and a sync costs the same CPU for one transfer as for a hundred. A system call
+    /// only if the writer sleeps, and nothing at all if nothing was pushed.
     pub fn wake(&self) {
         if self.announced.replace(self.pushed) == self.pushed {
             return;
         }
-        // Pairs with the fence in `Writer::sleep`: either we see that it is about to sleep, or it sees our push.
+        self.shared.asked.store(true, Ordering::Release);
+        // Pairs with the fence in `Writer::sleep`: either we see that it is about to sleep, or it sees that we asked.
         fence(Ordering::SeqCst);
-        if self.shared.sleeping.load(Ordering::Relaxed)
-            && self.shared.sleeping.swap(false, Ordering::Relaxed)
-        {
+        if self.shared.sleeping.load(Ordering::Relaxed) && self.shared.sleeping.swap(false, Ordering::Relaxed) {
             self.thread.unpark();
         }
     }
@@ -170,11 +158,7 @@ impl WriterHandle {
     /// Reads on the caller's thread, so commits go on meanwhile.
     pub fn audit(&self) -> Result<Audit, StoreError> {
         self.apply(Vec::new())?;
-        self.inner
-            .auditor
-            .upgrade()
-            .ok_or_else(|| self.closed())?
-            .audit()
+        self.inner.auditor.upgrade().ok_or_else(|| self.closed())?.audit()
     }
 
     /// Why the node can no longer commit, if so.
@@ -189,13 +173,7 @@ impl WriterHandle {
 
     /// The balance on disk: positive is what we owe the holder. `None`: no such account.
     pub fn booked(&self, id: AccountId) -> Option<i128> {
-        self.inner
-            .shared
-            .durable()
-            .booked
-            .get(id.index())
-            .copied()
-            .flatten()
+        self.inner.shared.durable().booked.get(id.index()).copied().flatten()
     }
 
     /// Calls `wake` from the writer's thread whenever transfers of `shard` became durable, and when the store has
@@ -257,6 +235,8 @@ struct Shared {
     durable: Mutex<DurableBook>,
     /// The writer is about to sleep until it is woken.
     sleeping: AtomicBool,
+    /// A shard wants what it has pushed committed.
+    asked: AtomicBool,
     stopping: AtomicBool,
     failed: AtomicBool,
     failure: OnceLock<String>,
@@ -363,6 +343,7 @@ impl Writer {
                 positions: ledger.positions.clone(),
             }),
             sleeping: AtomicBool::new(false),
+            asked: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
             failed: AtomicBool::new(false),
             failure: OnceLock::new(),
@@ -381,13 +362,11 @@ impl Writer {
             taken: vec![0; shards],
             pending_since: None,
         };
-        let join = thread::Builder::new()
-            .name("clearway-store".into())
-            .spawn(move || {
-                // Kept for as long as the store is open, see `HandleInner::auditor`.
-                let _auditor = auditor;
-                writer.run();
-            })?;
+        let join = thread::Builder::new().name("clearway-store".into()).spawn(move || {
+            // Kept for as long as the store is open, see `HandleInner::auditor`.
+            let _auditor = auditor;
+            writer.run();
+        })?;
         let thread = join.thread().clone();
         let sender = |shard| TransferSender {
             shared: shared.clone(),
@@ -406,24 +385,18 @@ impl Writer {
             auditor: auditor_weak,
             join: Mutex::new(Some(join)),
         };
-        Ok((
-            WriterHandle {
-                inner: Arc::new(inner),
-            },
-            senders,
-        ))
+        Ok((WriterHandle { inner: Arc::new(inner) }, senders))
     }
 
     fn run(mut self) {
         loop {
             // Read in this order: what was handed over before a stop or a request is drained after it was seen.
             let stopping = self.shared.stopping.load(Ordering::Acquire);
-            let requests: Vec<Request> = self
-                .requests
-                .try_iter()
-                .take(REQUESTS_WAITING_MAX)
-                .collect();
-            self.drain();
+            let requests: Vec<Request> = self.requests.try_iter().take(REQUESTS_WAITING_MAX).collect();
+            let asked = self.shared.asked.swap(false, Ordering::Acquire);
+            if asked || !requests.is_empty() || stopping || self.pending_since.is_some() {
+                self.drain();
+            }
             // How long the batch may still wait for company. `None`: it is empty.
             let grace = self.pending_since.map(|since| match self.durability {
                 Durability::Commit => Duration::ZERO,
@@ -437,11 +410,8 @@ impl Writer {
                 None if requests.is_empty() && stopping => return,
                 None if requests.is_empty() => self.sleep(),
                 _ => {
-                    let Some(transfers) = self.commit(requests) else {
+                    if self.commit(requests).is_none() {
                         return;
-                    };
-                    if let Some(pause) = self.pause_after(transfers) {
-                        thread::park_timeout(pause);
                     }
                 }
             }
@@ -453,13 +423,8 @@ impl Writer {
         self.shared.sleeping.store(true, Ordering::Relaxed);
         // Pairs with the fence in `TransferSender::wake`.
         fence(Ordering::SeqCst);
-        // Requests and stops always unpark us.
-        if self
-            .shared
-            .shards
-            .iter()
-            .all(|shard| shard.queue.is_empty())
-        {
+        // Requests and stops always unpark us. What a shard has pushed and not asked for waits for its company.
+        if !self.shared.asked.load(Ordering::Relaxed) {
             thread::park();
         }
         self.shared.sleeping.store(false, Ordering::Relaxed);
@@ -535,10 +500,7 @@ impl Writer {
                 }
             }
         }
-        self.shared
-            .counters
-            .transfers
-            .fetch_add(transfers, Ordering::Relaxed);
+        self.shared.counters.transfers.fetch_add(transfers, Ordering::Relaxed);
         transfers
     }
 
@@ -548,19 +510,6 @@ impl Writer {
         counters.commits.fetch_add(1, Ordering::Relaxed);
         counters.sync_us_last.store(took, Ordering::Relaxed);
         counters.sync_us_max.fetch_max(took, Ordering::Relaxed);
-    }
-
-    /// How long to let the next batch fill after one of `transfers`.
-    fn pause_after(&self, transfers: u64) -> Option<Duration> {
-        let waiting = || {
-            self.shared
-                .shards
-                .iter()
-                .map(|shard| shard.queue.len())
-                .sum::<usize>()
-        };
-        let busy = self.durability == Durability::Commit && transfers > GROUP_TRANSFERS_MIN;
-        (busy && waiting() < GROUP_TRANSFERS_ENOUGH).then_some(GROUP_PAUSE)
     }
 }
 
@@ -708,9 +657,7 @@ impl Ledger {
                     Some(_) => return Err(StoreError::Inconsistent("an asset never changes")),
                     None if id.index() == assets.len() => assets.push(asset),
                     None => {
-                        return Err(StoreError::Inconsistent(
-                            "assets are numbered without a gap",
-                        ));
+                        return Err(StoreError::Inconsistent("assets are numbered without a gap"));
                     }
                 },
                 Mutation::PutAccount(new) => {
@@ -720,21 +667,16 @@ impl Ledger {
                         }
                         Some((booked, _)) => booked,
                         None if new.id.get() < next_account_id => {
-                            return Err(StoreError::Inconsistent(
-                                "an account number is never used again",
-                            ));
+                            return Err(StoreError::Inconsistent("an account number is never used again"));
                         }
                         None => {
                             let next = new.id.get().checked_add(1);
-                            next_account_id = next
-                                .ok_or(StoreError::Inconsistent("account numbers have run out"))?;
+                            next_account_id = next.ok_or(StoreError::Inconsistent("account numbers have run out"))?;
                             0
                         }
                     };
                     if assets.get(new.asset_id.index()) != Some(&&new.asset) {
-                        return Err(StoreError::Inconsistent(
-                            "an account's asset is known by its number",
-                        ));
+                        return Err(StoreError::Inconsistent("an account's asset is known by its number"));
                     }
                     changed.insert(new.id, Some((booked, new.asset_id)));
                 }
@@ -746,9 +688,7 @@ impl Ledger {
                         changed.insert(*id, None);
                     }
                     None => {
-                        return Err(StoreError::Inconsistent(
-                            "an account that is deleted exists",
-                        ));
+                        return Err(StoreError::Inconsistent("an account that is deleted exists"));
                     }
                 },
                 Mutation::PutStaticRoute { .. }
@@ -770,12 +710,7 @@ impl Ledger {
             next_account_id: self.next_account_id,
         };
         for (id, asset) in self.touched.drain(..) {
-            let before = durable
-                .booked
-                .get(id.index())
-                .copied()
-                .flatten()
-                .unwrap_or(0);
+            let before = durable.booked.get(id.index()).copied().flatten().unwrap_or(0);
             let after = self.lines[id.index()].as_mut().map(|line| {
                 line.touched = false;
                 batch.balances.push((id, line.booked));
@@ -830,21 +765,10 @@ mod tests {
     const PATIENCE: Duration = Duration::from_secs(60);
     const SHARDS: usize = 3;
 
-    fn start(
-        disk: &MemoryStore,
-        shards: usize,
-        durability: Durability,
-    ) -> (WriterHandle, Vec<TransferSender>) {
+    fn start(disk: &MemoryStore, shards: usize, durability: Durability) -> (WriterHandle, Vec<TransferSender>) {
         let mut store = disk.clone();
         let book = recover(&mut store).unwrap();
-        Writer::start(
-            Box::new(store),
-            &book,
-            shards,
-            durability,
-            Duration::from_millis(20),
-        )
-        .unwrap()
+        Writer::start(Box::new(store), &book, shards, durability, Duration::from_millis(20)).unwrap()
     }
 
     fn transfer(from: u32, to: u32, incoming_amount: u64, outgoing_amount: u64) -> Transfer {
@@ -884,12 +808,7 @@ mod tests {
             state ^= state << 13;
             state ^= state >> 7;
             state ^= state << 17;
-            transfer(
-                (state % 8) as u32,
-                8 + shard as u32,
-                state >> (state % 60),
-                1,
-            )
+            transfer((state % 8) as u32, 8 + shard as u32, state >> (state % 60), 1)
         })
     }
 
@@ -910,12 +829,7 @@ mod tests {
 
     /// Pushes `count` transfers from a thread per shard. Gives each shard's last durable number, once all are durable
     /// or the store has failed.
-    fn push_all(
-        handle: &WriterHandle,
-        senders: Vec<TransferSender>,
-        seed: u64,
-        count: u64,
-    ) -> [u64; SHARDS] {
+    fn push_all(handle: &WriterHandle, senders: Vec<TransferSender>, seed: u64, count: u64) -> [u64; SHARDS] {
         let threads = senders.into_iter().enumerate().map(|(shard, mut sender)| {
             let handle = handle.clone();
             thread::spawn(move || {
@@ -930,17 +844,12 @@ mod tests {
                     }
                 }
                 sender.wake();
-                wait_until("all is durable", || {
-                    sender.durable() == count || handle.is_failed()
-                });
+                wait_until("all is durable", || sender.durable() == count || handle.is_failed());
                 sender.durable()
             })
         });
         let threads: Vec<_> = threads.collect();
-        let durable: Vec<_> = threads
-            .into_iter()
-            .map(|thread| thread.join().unwrap())
-            .collect();
+        let durable: Vec<_> = threads.into_iter().map(|thread| thread.join().unwrap()).collect();
         durable.try_into().unwrap()
     }
 
@@ -968,29 +877,20 @@ mod tests {
     fn after_a_crash_nothing_acknowledged_is_missing() {
         for seed in 1..=60 {
             let disk = MemoryStore::holding(crowd());
-            let fault = if seed % 2 == 0 {
-                Fault::Lost
-            } else {
-                Fault::KeptUnseen
-            };
+            let fault = if seed % 2 == 0 { Fault::Lost } else { Fault::KeptUnseen };
             disk.crash_after(seed % 13, fault);
             let (handle, senders) = start(&disk, SHARDS, Durability::Commit);
             let durable = push_all(&handle, senders, seed, 2_000);
             if !handle.is_failed() {
                 // So few commits were needed that none met the fault.
                 assert_eq!(durable, [2_000; SHARDS], "seed {seed}");
-                handle
-                    .apply(vec![Mutation::PutNodeAddress("test.node".into())])
-                    .ok();
+                handle.apply(vec![Mutation::PutNodeAddress("test.node".into())]).ok();
             }
             let left = recover(&mut disk.restart()).unwrap();
             let kept = [8, 9, 10].map(|counter| u64::try_from(left.accounts[counter].1).unwrap());
             for shard in 0..SHARDS {
                 let lost = durable[shard] > kept[shard];
-                assert!(
-                    !lost,
-                    "seed {seed}: {durable:?} was acknowledged, {kept:?} is left"
-                );
+                assert!(!lost, "seed {seed}: {durable:?} was acknowledged, {kept:?} is left");
             }
             let left = Book {
                 node_address: None,
@@ -1024,11 +924,7 @@ mod tests {
             let promised = sender.durable();
             assert_eq!(
                 promised,
-                if durability == Durability::Commit {
-                    1
-                } else {
-                    2
-                },
+                if durability == Durability::Commit { 1 } else { 2 },
                 "relaxed had promised it"
             );
             // More than the queue holds: they go nowhere, and that is no mistake of the shard.
@@ -1037,10 +933,7 @@ mod tests {
             }
             sender.wake();
             assert_eq!(sender.durable(), promised);
-            assert!(matches!(
-                handle.apply(Vec::new()),
-                Err(StoreError::Failed(_))
-            ));
+            assert!(matches!(handle.apply(Vec::new()), Err(StoreError::Failed(_))));
             assert!(matches!(handle.audit(), Err(StoreError::Failed(_))));
             assert_eq!(handle.booked(AccountId::new(1)), Some(5));
             handle.stop();
@@ -1055,10 +948,7 @@ mod tests {
         senders[0].push(transfer(0, 2, 5, 5));
         senders[0].wake();
         wait_until("the writer has failed", || handle.is_failed());
-        assert!(matches!(
-            handle.apply(Vec::new()),
-            Err(StoreError::Failed(_))
-        ));
+        assert!(matches!(handle.apply(Vec::new()), Err(StoreError::Failed(_))));
         assert_eq!(senders[0].durable(), 0);
         assert_eq!(disk.commits(), 0);
     }
@@ -1100,10 +990,7 @@ mod tests {
             assert_eq!(handle.failure(), None);
             let left = recover(&mut disk.restart()).unwrap();
             let balances: Vec<i128> = left.accounts.iter().map(|(_, booked)| *booked).collect();
-            assert_eq!(
-                (balances, left.positions),
-                (vec![-3000, 2000], vec![1000, 0])
-            );
+            assert_eq!((balances, left.positions), (vec![-3000, 2000], vec![1000, 0]));
         }
     }
 
@@ -1120,10 +1007,7 @@ mod tests {
                     .apply(vec![Mutation::PutNodeAddress("test.node".into())])
                     .unwrap();
                 assert_eq!(sender.durable(), round);
-                assert_eq!(
-                    handle.booked(AccountId::new(1)),
-                    Some(7 * i128::from(round))
-                );
+                assert_eq!(handle.booked(AccountId::new(1)), Some(7 * i128::from(round)));
             }
             let delete = |write_off| Mutation::DeleteAccount {
                 id: AccountId::new(1),
@@ -1134,16 +1018,10 @@ mod tests {
                 handle.apply(vec![delete(false)]),
                 Err(StoreError::BalanceNotZero { balance: 707 })
             );
-            assert_eq!(
-                handle.apply(vec![delete(true)]),
-                Ok(Applied { written_off: 707 })
-            );
+            assert_eq!(handle.apply(vec![delete(true)]), Ok(Applied { written_off: 707 }));
             assert_eq!(handle.booked(AccountId::new(1)), None);
             let audit = handle.audit().unwrap();
-            assert_eq!(
-                (audit.assets[0].balances, audit.assets[0].position),
-                (-1010, 1010)
-            );
+            assert_eq!((audit.assets[0].balances, audit.assets[0].position), (-1010, 1010));
         }
     }
 
@@ -1187,25 +1065,15 @@ mod tests {
         handle
             .apply(vec![known.clone(), put_in_euro, put(1, 1), known])
             .unwrap();
-        assert_eq!(
-            handle.apply(vec![put(6, 1), delete(6, false)]),
-            Ok(Applied::default())
-        );
+        assert_eq!(handle.apply(vec![put(6, 1), delete(6, false)]), Ok(Applied::default()));
         for used_before in [4, 6] {
             let error = handle.apply(vec![put(used_before, 1)]).unwrap_err();
-            assert!(
-                format!("{error:?}").contains("never used again"),
-                "{error:?}"
-            );
+            assert!(format!("{error:?}").contains("never used again"), "{error:?}");
         }
         handle.stop();
         let book = recover(&mut disk.restart()).unwrap();
         assert_eq!(
-            (
-                book.next_account_id,
-                book.positions.len(),
-                book.accounts.len()
-            ),
+            (book.next_account_id, book.positions.len(), book.accounts.len()),
             (7, 3, 3)
         );
     }
@@ -1222,9 +1090,7 @@ mod tests {
         }
 
         fn commit(&mut self, batch: &Batch) -> Result<(), StoreError> {
-            self.permits
-                .recv_timeout(PATIENCE)
-                .expect("the test gives a permit");
+            self.permits.recv_timeout(PATIENCE).expect("the test gives a permit");
             self.store.commit(batch)
         }
 
@@ -1242,21 +1108,13 @@ mod tests {
             permits,
         };
         let interval = Duration::from_millis(20);
-        let (handle, mut senders) = Writer::start(
-            Box::new(stalled),
-            &book(&[0, 0], 0),
-            1,
-            Durability::Commit,
-            interval,
-        )
-        .unwrap();
+        let (handle, mut senders) =
+            Writer::start(Box::new(stalled), &book(&[0, 0], 0), 1, Durability::Commit, interval).unwrap();
         let sender = &mut senders[0];
         assert_eq!(sender.room(), TRANSFERS_WAITING_MAX);
         sender.push(transfer(0, 1, 1, 1));
         sender.wake();
-        wait_until("the writer has taken it", || {
-            sender.room() == TRANSFERS_WAITING_MAX
-        });
+        wait_until("the writer has taken it", || sender.room() == TRANSFERS_WAITING_MAX);
         while sender.room() > 0 {
             sender.push(transfer(0, 1, 1, 1));
         }

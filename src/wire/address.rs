@@ -18,9 +18,7 @@ pub enum AddressError {
     #[error("an address has at most {ADDRESS_BYTES_MAX} bytes")]
     TooLong,
     /// What stands before the first dot is no scheme; an empty text has none.
-    #[error(
-        "an address begins with g, test, test1, test2, test3, private, example, local, peer or self"
-    )]
+    #[error("an address begins with g, test, test1, test2, test3, private, example, local, peer or self")]
     UnknownScheme,
     /// A scheme and nothing else.
     #[error("an address has a segment after its scheme")]
@@ -350,10 +348,7 @@ mod tests {
             && SCHEMES.contains(&scheme)
             && !segments.is_empty()
             && segments.iter().all(|segment| {
-                !segment.is_empty()
-                    && segment
-                        .chars()
-                        .all(|c| c.is_ascii_alphanumeric() || "_~-".contains(c))
+                !segment.is_empty() && segment.chars().all(|c| c.is_ascii_alphanumeric() || "_~-".contains(c))
             })
     }
 

@@ -138,12 +138,7 @@ impl<'a> Frame<'a> {
     }
 
     /// The general case: any kind, any entries.
-    fn parse_body(
-        kind: FrameKind,
-        request_id: u32,
-        body: &'a [u8],
-        body_start: usize,
-    ) -> Result<Self, Unreadable> {
+    fn parse_body(kind: FrameKind, request_id: u32, body: &'a [u8], body_start: usize) -> Result<Self, Unreadable> {
         let mut reader = Reader::new(body);
         let preamble = match kind {
             FrameKind::Message | FrameKind::Response => Preamble::None,
@@ -193,8 +188,7 @@ impl<'a> Frame<'a> {
 
     /// Where [`Self::ilp`] lies in the bytes that were parsed, for whoever wants to patch it there.
     pub fn ilp_range(&self) -> Option<Range<usize>> {
-        self.ilp
-            .map(|ilp| self.ilp_start..self.ilp_start + ilp.len())
+        self.ilp.map(|ilp| self.ilp_start..self.ilp_start + ilp.len())
     }
 
     /// The data of the first entry of this name.
@@ -281,12 +275,7 @@ pub fn write_auth(out: &mut Vec<u8>, request_id: u32, username: Option<&str>, to
     match username {
         Some(username) => {
             let username = text("auth_username", username.as_bytes());
-            write_entries(
-                out,
-                FrameKind::Message,
-                request_id,
-                &[auth, username, token],
-            );
+            write_entries(out, FrameKind::Message, request_id, &[auth, username, token]);
         }
         None => write_entries(out, FrameKind::Message, request_id, &[auth, token]),
     }
@@ -295,14 +284,7 @@ pub fn write_auth(out: &mut Vec<u8>, request_id: u32, username: Option<&str>, to
 /// Appends an Error without entries. Never the answer to a Prepare: some peers would wait for its
 /// expiry; a Prepare is refused with a Reject. `code` is three ASCII bytes such as `F00`; `data` at
 /// most [`ERROR_DATA_BYTES_MAX`].
-pub fn write_error(
-    out: &mut Vec<u8>,
-    request_id: u32,
-    code: &[u8; 3],
-    name: &str,
-    data: &str,
-    at: Timestamp,
-) {
+pub fn write_error(out: &mut Vec<u8>, request_id: u32, code: &[u8; 3], name: &str, data: &str, at: Timestamp) {
     debug_assert!(data.len() <= ERROR_DATA_BYTES_MAX);
     let triggered_at = at.to_generalized();
     let no_entries = [1, 0];
@@ -366,13 +348,7 @@ mod tests {
     fn check_entries(frame: &Frame<'_>, expected: Entries) {
         let entries: Vec<_> = frame
             .entries()
-            .map(|entry| {
-                (
-                    std::str::from_utf8(entry.name).unwrap(),
-                    entry.content_type,
-                    entry.data,
-                )
-            })
+            .map(|entry| (std::str::from_utf8(entry.name).unwrap(), entry.content_type, entry.data))
             .collect();
         assert_eq!(entries, expected);
         for (name, _, data) in expected {
@@ -388,8 +364,7 @@ mod tests {
         ("json", 2, b"{}"),
     ];
 
-    const FOUR_HEX: &str =
-        "010403696c70000003666f6f000362617204626565700104626f6f70046a736f6e02027b7d";
+    const FOUR_HEX: &str = "010403696c70000003666f6f000362617204626565700104626f6f70046a736f6e02027b7d";
 
     const ILDCP_REQUEST: &str = "0c460000000000000000323033303031303230333034303536373866687aad\
                                  f862bd776c8fc18b8e9f8e20089714856ee233b3902a591d0d5f29250b7065\
@@ -446,12 +421,7 @@ mod tests {
             assert_eq!((frame.ilp(), frame.ilp_range()), (None, None));
             assert_eq!((frame.error(), frame.amount()), (None, None));
             let mut written = Vec::new();
-            write_entries(
-                &mut written,
-                kind,
-                request_id,
-                &frame.entries().collect::<Vec<_>>(),
-            );
+            write_entries(&mut written, kind, request_id, &frame.entries().collect::<Vec<_>>());
             assert_eq!(written, bytes);
         }
         for (kind, first) in [(FrameKind::Response, "01"), (FrameKind::Message, "06")] {
@@ -465,10 +435,8 @@ mod tests {
 
     #[test]
     fn errors() {
-        let bytes = hex(
-            "02000001f52f54303010556e726561636861626c654572726f72133230313830383331\
-             3032353332342e3839395a046f6f70730100",
-        );
+        let bytes = hex("02000001f52f54303010556e726561636861626c654572726f72133230313830383331\
+             3032353332342e3839395a046f6f70730100");
         let frame = Frame::parse(&bytes).unwrap();
         assert_eq!((frame.kind(), frame.request_id()), (FrameKind::Error, 501));
         let error = frame.error().unwrap();
@@ -476,10 +444,7 @@ mod tests {
             (&error.code, error.name, error.data),
             (b"T00", &b"UnreachableError"[..], &b"oops"[..])
         );
-        assert_eq!(
-            error.triggered_at.unwrap().to_rfc3339(),
-            "2018-08-31T02:53:24.899Z"
-        );
+        assert_eq!(error.triggered_at.unwrap().to_rfc3339(), "2018-08-31T02:53:24.899Z");
         check_entries(&frame, &[]);
         let mut written = Vec::new();
         write_error(
@@ -501,10 +466,7 @@ mod tests {
             (&error.code, error.name, error.data),
             (b"L13", &b"errorName"[..], &b"boo"[..])
         );
-        assert_eq!(
-            error.triggered_at.unwrap().to_rfc3339(),
-            "2017-08-28T18:32:00.000Z"
-        );
+        assert_eq!(error.triggered_at.unwrap().to_rfc3339(), "2017-08-28T18:32:00.000Z");
         check_entries(&frame, FOUR);
         assert_eq!(&bytes[frame.ilp_range().unwrap()], b"");
 
@@ -531,69 +493,36 @@ mod tests {
         write_auth(&mut out, 1, Some(""), "shh_its_a_secret");
         assert_eq!(
             out,
-            hex(
-                "0600000001360103046175746800000d617574685f757365726e616d6501000a617574\
-                 685f746f6b656e01107368685f6974735f615f736563726574"
-            )
+            hex("0600000001360103046175746800000d617574685f757365726e616d6501000a617574\
+                 685f746f6b656e01107368685f6974735f615f736563726574")
         );
         out.clear();
         write_auth(&mut out, 1, None, "shh_its_a_secret");
         assert_eq!(
             out,
-            hex(
-                "0600000001260102046175746800000a617574685f746f6b656e01107368685f697473\
-                 5f615f736563726574"
-            )
+            hex("0600000001260102046175746800000a617574685f746f6b656e01107368685f697473\
+                 5f615f736563726574")
         );
         out.clear();
         write_empty_response(&mut out, 1);
         assert_eq!(out, hex("0100000001020100"));
         out.clear();
         let at = Timestamp::from_millis(1_893_553_445_678);
-        write_error(
-            &mut out,
-            1,
-            b"F00",
-            "NotAcceptedError",
-            "invalid auth_token",
-            at,
-        );
+        write_error(&mut out, 1, b"F00", "NotAcceptedError", "invalid auth_token", at);
         assert_eq!(
             out,
-            hex(
-                "02000000013d463030104e6f7441636365707465644572726f72133230333030313032\
-                 3033303430352e3637385a12696e76616c696420617574685f746f6b656e0100"
-            )
+            hex("02000000013d463030104e6f7441636365707465644572726f72133230333030313032\
+                 3033303430352e3637385a12696e76616c696420617574685f746f6b656e0100")
         );
     }
 
     #[test]
     fn packets() {
         for (kind, first, head, packet) in [
-            (
-                FrameKind::Message,
-                "06",
-                "0102030450010103696c700048",
-                ILDCP_REQUEST,
-            ),
-            (
-                FrameKind::Response,
-                "01",
-                "0102030450010103696c700048",
-                ILDCP_REQUEST,
-            ),
-            (
-                FrameKind::Response,
-                "01",
-                "010203042b010103696c700023",
-                FULFILL,
-            ),
-            (
-                FrameKind::Message,
-                "06",
-                "010203042b010103696c700023",
-                FULFILL,
-            ),
+            (FrameKind::Message, "06", "0102030450010103696c700048", ILDCP_REQUEST),
+            (FrameKind::Response, "01", "0102030450010103696c700048", ILDCP_REQUEST),
+            (FrameKind::Response, "01", "010203042b010103696c700023", FULFILL),
+            (FrameKind::Message, "06", "010203042b010103696c700023", FULFILL),
         ] {
             let packet = hex(packet);
             let bytes = [hex(first), hex(head), packet.clone()].concat();
@@ -617,11 +546,7 @@ mod tests {
             data,
         };
         let mut bytes = Vec::new();
-        let entries = [
-            entry("custom", b"{}"),
-            entry("ilp", b"first"),
-            entry("ilp", b"second"),
-        ];
+        let entries = [entry("custom", b"{}"), entry("ilp", b"first"), entry("ilp", b"second")];
         write_entries(&mut bytes, FrameKind::Message, 3, &entries);
         let frame = Frame::parse(&bytes).unwrap();
         assert_eq!(frame.ilp(), Some(&b"first"[..]));
@@ -676,9 +601,7 @@ mod tests {
             assert_eq!(Frame::parse(&bytes).unwrap().request_id(), 1);
         }
         assert_eq!(
-            Frame::parse(&hex("010000000109010103696c70000141ff"))
-                .unwrap()
-                .ilp(),
+            Frame::parse(&hex("010000000109010103696c70000141ff")).unwrap().ilp(),
             Some(&b"A"[..])
         );
     }

@@ -75,10 +75,7 @@ impl<'a> Reader<'a> {
     /// The next `count` bytes.
     #[inline]
     pub fn read_bytes(&mut self, count: usize) -> Result<&'a [u8], OerError> {
-        let (bytes, remaining) = self
-            .remaining
-            .split_at_checked(count)
-            .ok_or(OerError::Truncated)?;
+        let (bytes, remaining) = self.remaining.split_at_checked(count).ok_or(OerError::Truncated)?;
         self.remaining = remaining;
         Ok(bytes)
     }
@@ -86,10 +83,7 @@ impl<'a> Reader<'a> {
     /// The next `N` bytes.
     #[inline]
     pub fn read_array<const N: usize>(&mut self) -> Result<&'a [u8; N], OerError> {
-        let (bytes, remaining) = self
-            .remaining
-            .split_first_chunk()
-            .ok_or(OerError::Truncated)?;
+        let (bytes, remaining) = self.remaining.split_first_chunk().ok_or(OerError::Truncated)?;
         self.remaining = remaining;
         Ok(bytes)
     }
@@ -172,10 +166,7 @@ impl<'a> Reader<'a> {
     /// If `min_element_bytes` is zero, which would leave the count without a bound.
     #[inline]
     pub fn read_count(&mut self, min_element_bytes: usize) -> Result<usize, OerError> {
-        assert!(
-            min_element_bytes > 0,
-            "every element takes at least one byte"
-        );
+        assert!(min_element_bytes > 0, "every element takes at least one byte");
         let count = self.read_var_uint()?;
         let count_max = self.remaining.len() / min_element_bytes;
         match usize::try_from(count) {
@@ -187,9 +178,7 @@ impl<'a> Reader<'a> {
 
 /// At most eight bytes as an integer.
 fn big_endian(bytes: &[u8]) -> u64 {
-    bytes
-        .iter()
-        .fold(0, |value, &byte| value << 8 | u64::from(byte))
+    bytes.iter().fold(0, |value, &byte| value << 8 | u64::from(byte))
 }
 
 /// How many bytes the length determinant of `len` takes.
@@ -262,10 +251,7 @@ mod tests {
                 &[0x88, 0xac, 0x01, 0x05, 0x5a, 0x1d, 0xeb, 0xac, 0x1e],
                 Ok(12_394_193_534_107_495_454),
             ),
-            (
-                &[0x88, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff],
-                Ok(usize::MAX),
-            ),
+            (&[0x88, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff], Ok(usize::MAX)),
             (&[], Err(Truncated)),
             (&[0x80], Err(NonCanonicalLength)),
             (&[0x80, 0x00, 0x01], Err(NonCanonicalLength)),
@@ -310,10 +296,7 @@ mod tests {
     fn octet_strings_end_where_their_length_says() {
         let example = b"\x18example.top.middle.lower\xff";
         let mut reader = Reader::new(example);
-        assert_eq!(
-            reader.read_var_octets(),
-            Ok(&b"example.top.middle.lower"[..])
-        );
+        assert_eq!(reader.read_var_octets(), Ok(&b"example.top.middle.lower"[..]));
         assert_eq!(reader.position(), 25);
         assert_eq!(reader.remaining(), [0xff]);
         assert!(!reader.is_empty());
@@ -331,11 +314,7 @@ mod tests {
             &[7, 1, 2, 3, 4, 5, 6][..],
             &[0x88, 255, 255, 255, 255, 255, 255, 255, 255],
         ] {
-            assert_eq!(
-                Reader::new(bytes).read_var_octets(),
-                Err(Truncated),
-                "{bytes:02x?}"
-            );
+            assert_eq!(Reader::new(bytes).read_var_octets(), Err(Truncated), "{bytes:02x?}");
         }
     }
 
@@ -356,11 +335,7 @@ mod tests {
             (&[9, 1, 2, 3, 4, 5, 6, 7, 8, 9], Err(IntegerTooLong)),
         ];
         for (bytes, expected) in cases {
-            assert_eq!(
-                Reader::new(bytes).read_var_uint(),
-                *expected,
-                "{bytes:02x?}"
-            );
+            assert_eq!(Reader::new(bytes).read_var_uint(), *expected, "{bytes:02x?}");
         }
     }
 
@@ -373,11 +348,7 @@ mod tests {
             (u64::MAX, &[8, 255, 255, 255, 255, 255, 255, 255, 255]),
         ];
         for (value, expected) in cases {
-            assert_eq!(
-                encoded(|out| write_var_uint(out, *value)),
-                *expected,
-                "{value}"
-            );
+            assert_eq!(encoded(|out| write_var_uint(out, *value)), *expected, "{value}");
         }
     }
 
@@ -388,11 +359,7 @@ mod tests {
             (&[1, 2, 0, 0, 0, 0, 0, 0], 3, Ok(2)),
             (&[2, 0, 2, 0, 0, 0, 0, 0, 0], 3, Ok(2)),
             (&[1, 2, 0, 0, 0, 0, 0], 3, Err(CountTooLarge)),
-            (
-                &[8, 255, 255, 255, 255, 255, 255, 255, 255, 0],
-                1,
-                Err(CountTooLarge),
-            ),
+            (&[8, 255, 255, 255, 255, 255, 255, 255, 255, 0], 1, Err(CountTooLarge)),
             (&[0], 1, Err(EmptyInteger)),
         ];
         for (bytes, min_element_bytes, expected) in cases {

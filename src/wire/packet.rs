@@ -27,8 +27,8 @@ pub const CONDITION_BYTES: usize = 32;
 pub const PEER_FULFILLMENT: [u8; CONDITION_BYTES] = [0; CONDITION_BYTES];
 /// The condition that goes with [`PEER_FULFILLMENT`]: its SHA-256.
 pub const PEER_CONDITION: [u8; CONDITION_BYTES] = [
-    0x66, 0x68, 0x7a, 0xad, 0xf8, 0x62, 0xbd, 0x77, 0x6c, 0x8f, 0xc1, 0x8b, 0x8e, 0x9f, 0x8e, 0x20,
-    0x08, 0x97, 0x14, 0x85, 0x6e, 0xe2, 0x33, 0xb3, 0x90, 0x2a, 0x59, 0x1d, 0x0d, 0x5f, 0x29, 0x25,
+    0x66, 0x68, 0x7a, 0xad, 0xf8, 0x62, 0xbd, 0x77, 0x6c, 0x8f, 0xc1, 0x8b, 0x8e, 0x9f, 0x8e, 0x20, 0x08, 0x97, 0x14,
+    0x85, 0x6e, 0xe2, 0x33, 0xb3, 0x90, 0x2a, 0x59, 0x1d, 0x0d, 0x5f, 0x29, 0x25,
 ];
 
 // A Prepare's content: these fields at these places, then destination and data, both of any length.
@@ -39,9 +39,8 @@ const CONDITION: usize = EXPIRES_AT + INTERLEDGER_BYTES;
 const PREPARE_FIXED_BYTES: usize = CONDITION + CONDITION_BYTES;
 
 /// The longest Prepare we write; peers may send a longer one, with fields we do not know.
-pub const PREPARE_BYTES_MAX: usize = envelope_size(
-    PREPARE_FIXED_BYTES + var_octets_size(ADDRESS_BYTES_MAX) + var_octets_size(DATA_BYTES_MAX),
-);
+pub const PREPARE_BYTES_MAX: usize =
+    envelope_size(PREPARE_FIXED_BYTES + var_octets_size(ADDRESS_BYTES_MAX) + var_octets_size(DATA_BYTES_MAX));
 /// The longest Reject we write.
 pub const REJECT_BYTES_MAX: usize = envelope_size(
     ErrorCode::BYTES
@@ -49,14 +48,8 @@ pub const REJECT_BYTES_MAX: usize = envelope_size(
         + var_octets_size(MESSAGE_BYTES_MAX)
         + var_octets_size(DATA_BYTES_MAX),
 );
-const _: () = assert!(
-    PREPARE_BYTES_MAX <= PACKET_BYTES_MAX,
-    "we read what we write"
-);
-const _: () = assert!(
-    REJECT_BYTES_MAX <= PACKET_BYTES_MAX,
-    "we read what we write"
-);
+const _: () = assert!(PREPARE_BYTES_MAX <= PACKET_BYTES_MAX, "we read what we write");
+const _: () = assert!(REJECT_BYTES_MAX <= PACKET_BYTES_MAX, "we read what we write");
 
 /// Why bytes are not an ILPv4 packet of the kind expected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -123,8 +116,7 @@ impl<'a> Prepare<'a> {
     pub fn parse(bytes: &'a [u8]) -> Result<Self, InvalidPacket> {
         let (bytes, mut content) = open_envelope(PacketType::Prepare, bytes)?;
         let fixed: &'a [u8; PREPARE_FIXED_BYTES] = content.read_array()?;
-        let expires_at = Timestamp::parse_interledger(field::<EXPIRES_AT, _>(fixed))
-            .ok_or(InvalidPacket::ExpiresAt)?;
+        let expires_at = Timestamp::parse_interledger(field::<EXPIRES_AT, _>(fixed)).ok_or(InvalidPacket::ExpiresAt)?;
         let destination = Address::parse(content.read_var_octets()?)?;
         let data = read_data(&mut content)?;
         Ok(Self {
@@ -204,9 +196,7 @@ pub fn patch_prepare(envelope: &mut [u8], amount: u64, expires_at: Timestamp) {
     header.read_length().expect("a Prepare has an envelope");
     let header_bytes = header.position();
     let content = &mut envelope[header_bytes..];
-    let fixed: &mut [u8; PREPARE_FIXED_BYTES] = content
-        .first_chunk_mut()
-        .expect("a Prepare has its fixed fields");
+    let fixed: &mut [u8; PREPARE_FIXED_BYTES] = content.first_chunk_mut().expect("a Prepare has its fixed fields");
     *field_mut::<AMOUNT, _>(fixed) = amount.to_be_bytes();
     expires_at.write_interledger(field_mut::<EXPIRES_AT, _>(fixed));
 }
@@ -234,9 +224,7 @@ impl PrepareBuilder<'_> {
     pub fn encode(&self, out: &mut Vec<u8>) {
         assert_data(self.data);
         let destination = self.destination.as_bytes();
-        let content_bytes = PREPARE_FIXED_BYTES
-            + var_octets_size(destination.len())
-            + var_octets_size(self.data.len());
+        let content_bytes = PREPARE_FIXED_BYTES + var_octets_size(destination.len()) + var_octets_size(self.data.len());
         let mut fixed = [0; PREPARE_FIXED_BYTES];
         *field_mut::<AMOUNT, _>(&mut fixed) = self.amount.to_be_bytes();
         self.expires_at
@@ -309,11 +297,7 @@ impl fmt::Debug for Fulfill<'_> {
 /// If `data` has more than [`DATA_BYTES_MAX`] bytes.
 pub fn encode_fulfill(out: &mut Vec<u8>, fulfillment: &[u8; CONDITION_BYTES], data: &[u8]) {
     assert_data(data);
-    write_envelope(
-        out,
-        PacketType::Fulfill,
-        CONDITION_BYTES + var_octets_size(data.len()),
-    );
+    write_envelope(out, PacketType::Fulfill, CONDITION_BYTES + var_octets_size(data.len()));
     out.extend_from_slice(fulfillment);
     write_var_octets(out, data);
 }
@@ -384,12 +368,7 @@ impl<'a> Reject<'a> {
     /// its origin is missing or its message too long: with the origin `triggered_by`, at most
     /// `message_bytes_max` bytes of its message (and at most [`MESSAGE_BYTES_MAX`]), and without
     /// fields unknown to us.
-    pub fn encode_with(
-        &self,
-        out: &mut Vec<u8>,
-        triggered_by: Address<'_>,
-        message_bytes_max: usize,
-    ) {
+    pub fn encode_with(&self, out: &mut Vec<u8>, triggered_by: Address<'_>, message_bytes_max: usize) {
         let message = truncated(self.message, message_bytes_max.min(MESSAGE_BYTES_MAX));
         write_reject(out, self.code, triggered_by.as_bytes(), message, self.data);
     }
@@ -400,10 +379,7 @@ impl fmt::Debug for Reject<'_> {
         formatter
             .debug_struct("Reject")
             .field("code", &self.code)
-            .field(
-                "triggered_by",
-                &self.triggered_by.escape_ascii().to_string(),
-            )
+            .field("triggered_by", &self.triggered_by.escape_ascii().to_string())
             .field("message", &self.message.escape_ascii().to_string())
             .field("data_bytes", &self.data.len())
             .finish_non_exhaustive()
@@ -432,23 +408,11 @@ impl RejectBuilder<'_> {
         assert_data(self.data);
         assert!(!self.triggered_by.is_empty(), "we have an address");
         let message = truncated(self.message.as_bytes(), MESSAGE_BYTES_MAX);
-        write_reject(
-            out,
-            self.code,
-            self.triggered_by.as_bytes(),
-            message,
-            self.data,
-        );
+        write_reject(out, self.code, self.triggered_by.as_bytes(), message, self.data);
     }
 }
 
-fn write_reject(
-    out: &mut Vec<u8>,
-    code: ErrorCode,
-    triggered_by: &[u8],
-    message: &[u8],
-    data: &[u8],
-) {
+fn write_reject(out: &mut Vec<u8>, code: ErrorCode, triggered_by: &[u8], message: &[u8], data: &[u8]) {
     assert!(
         triggered_by.len() <= ADDRESS_BYTES_MAX,
         "the origin of a Reject is an address"
@@ -600,11 +564,7 @@ impl ErrorCode {
     /// `None` unless all three are ASCII. Codes without a name are accepted: others may know them.
     #[inline]
     pub const fn new(bytes: [u8; Self::BYTES]) -> Option<Self> {
-        if bytes.is_ascii() {
-            Some(Self(bytes))
-        } else {
-            None
-        }
+        if bytes.is_ascii() { Some(Self(bytes)) } else { None }
     }
 
     /// The code as it stands in a packet.
@@ -678,10 +638,7 @@ fn write_envelope(out: &mut Vec<u8>, packet_type: PacketType, content_bytes: usi
 
 /// Peers' data is bounded when it is read, so longer data is a mistake of our own.
 fn assert_data(data: &[u8]) {
-    assert!(
-        data.len() <= DATA_BYTES_MAX,
-        "data is at most {DATA_BYTES_MAX} bytes"
-    );
+    assert!(data.len() <= DATA_BYTES_MAX, "data is at most {DATA_BYTES_MAX} bytes");
 }
 
 const fn envelope_size(content_bytes: usize) -> usize {
@@ -701,13 +658,9 @@ fn field<const AT: usize, const N: usize>(fixed: &[u8; PREPARE_FIXED_BYTES]) -> 
 
 /// The same, to write to.
 #[inline]
-fn field_mut<const AT: usize, const N: usize>(
-    fixed: &mut [u8; PREPARE_FIXED_BYTES],
-) -> &mut [u8; N] {
+fn field_mut<const AT: usize, const N: usize>(fixed: &mut [u8; PREPARE_FIXED_BYTES]) -> &mut [u8; N] {
     const { assert!(AT + N <= PREPARE_FIXED_BYTES) };
-    fixed[AT..]
-        .first_chunk_mut()
-        .expect("checked when compiling")
+    fixed[AT..].first_chunk_mut().expect("checked when compiling")
 }
 
 #[cfg(test)]
@@ -780,46 +733,11 @@ mod tests {
             66696700";
         // The bytes, then amount, expiry, beginning of the condition, destination, data.
         let cases = [
-            (
-                alice,
-                107,
-                "2017-12-23T01:21:40.549Z",
-                "74e1136d",
-                ALICE,
-                &alice[148..],
-            ),
-            (
-                &long,
-                107,
-                "2018-06-07T20:48:42.483Z",
-                "117b434f",
-                ALICE,
-                LONG_DATA,
-            ),
-            (
-                PREPARE,
-                1000,
-                "2030-01-02T03:04:05.678Z",
-                "630dcd29",
-                BOB,
-                "68656c6c6f",
-            ),
-            (
-                smallest,
-                0,
-                "2030-01-01T00:00:00.000Z",
-                "00000000",
-                "g.a",
-                "",
-            ),
-            (
-                to_parent,
-                0,
-                "2015-06-16T00:01:00.000Z",
-                "66687aad",
-                "peer.config",
-                "",
-            ),
+            (alice, 107, "2017-12-23T01:21:40.549Z", "74e1136d", ALICE, &alice[148..]),
+            (&long, 107, "2018-06-07T20:48:42.483Z", "117b434f", ALICE, LONG_DATA),
+            (PREPARE, 1000, "2030-01-02T03:04:05.678Z", "630dcd29", BOB, "68656c6c6f"),
+            (smallest, 0, "2030-01-01T00:00:00.000Z", "00000000", "g.a", ""),
+            (to_parent, 0, "2015-06-16T00:01:00.000Z", "66687aad", "peer.config", ""),
         ];
         for (text, amount, expires_at, condition, destination, data) in cases {
             let bytes = hex(text);
@@ -833,20 +751,15 @@ mod tests {
             assert_eq!(rewritten(&prepare), bytes);
             assert_eq!(packet_type(&bytes), Some(PacketType::Prepare));
         }
-        assert_eq!(
-            Prepare::parse(&hex(to_parent)).unwrap().condition(),
-            &PEER_CONDITION
-        );
+        assert_eq!(Prepare::parse(&hex(to_parent)).unwrap().condition(), &PEER_CONDITION);
         assert_eq!(hex(smallest).len(), 64);
     }
 
     #[test]
     fn a_hop_changes_amount_and_expiry_alone() {
-        let after_hop = hex(
-            "0c4d00000000000003de3230333030313032303330343034363738630dcd2966c433\
+        let after_hop = hex("0c4d00000000000003de3230333030313032303330343034363738630dcd2966c433\
             6691125448bbb25b4ff412a49c732db2c8abc1b8581bd710dd0d746573742e61636d\
-            652e626f620568656c6c6f",
-        );
+            652e626f620568656c6c6f");
         let mut bytes = hex(PREPARE);
         let expires_at = Prepare::parse(&bytes).unwrap().expires_at().minus_ms(1_000);
         patch_prepare(&mut bytes, 990, expires_at);
@@ -864,9 +777,7 @@ mod tests {
         ]
         .concat();
         let long_fulfillment = &long[8..72];
-        let counted = (0..32)
-            .map(|byte| format!("{byte:02x}"))
-            .collect::<String>();
+        let counted = (0..32).map(|byte| format!("{byte:02x}")).collect::<String>();
         let from_parent = "0d350000000000000000000000000000000000000000000000000000000000000000\
             140e6578616d706c652e636c69656e740d0358414d";
         let zeros = "00".repeat(32);
@@ -874,11 +785,7 @@ mod tests {
             (short, &short[4..68], &short[70..]),
             (&long, long_fulfillment, LONG_DATA),
             (FULFILL, &counted, ""),
-            (
-                from_parent,
-                &zeros,
-                "0e6578616d706c652e636c69656e740d0358414d",
-            ),
+            (from_parent, &zeros, "0e6578616d706c652e636c69656e740d0358414d"),
         ];
         assert!(long_fulfillment.starts_with("117b434f") && long_fulfillment.ends_with("c4b4c04a"));
         for (text, fulfillment, data) in cases {
@@ -913,28 +820,10 @@ mod tests {
         let message = "missing destination. ledger=example.us.";
         // The bytes, then code, origin, message, data.
         let cases = [
-            (
-                no_destination,
-                "F01",
-                "example.us.bob",
-                message,
-                "000000041041",
-            ),
+            (no_destination, "F01", "example.us.bob", message, "000000041041"),
             (&long, "F99", "example.connector", "Some error", LONG_DATA),
-            (
-                too_large,
-                "F08",
-                "test.acme",
-                "",
-                "00000000000005dc00000000000003e8",
-            ),
-            (
-                no_liquidity,
-                "T04",
-                "test.acme",
-                "exceeded maximum balance.",
-                "",
-            ),
+            (too_large, "F08", "test.acme", "", "00000000000005dc00000000000003e8"),
+            (no_liquidity, "T04", "test.acme", "exceeded maximum balance.", ""),
         ];
         for (text, code, triggered_by, message, data) in cases {
             let bytes = hex(text);
@@ -974,10 +863,7 @@ mod tests {
             let own = Address::from_static("test.hub");
             encoded(|out| reject.encode_with(out, own, message_bytes_max))
         };
-        assert_eq!(
-            passed_on(usize::MAX),
-            b"\x0e\x11T00\x08test.hub\x02n\xe9\x01d"
-        );
+        assert_eq!(passed_on(usize::MAX), b"\x0e\x11T00\x08test.hub\x02n\xe9\x01d");
         assert_eq!(passed_on(1), b"\x0e\x10T00\x08test.hub\x01n\x01d");
     }
 
@@ -994,11 +880,7 @@ mod tests {
             (b"\xe9\xe9\xe9", 2, b"\xe9\xe9"), // no UTF-8: cut anywhere
         ];
         for (message, bytes_max, expected) in cases {
-            assert_eq!(
-                truncated(message, *bytes_max),
-                *expected,
-                "{message:02x?} {bytes_max}"
-            );
+            assert_eq!(truncated(message, *bytes_max), *expected, "{message:02x?} {bytes_max}");
         }
         let message = "x".repeat(MESSAGE_BYTES_MAX + 1);
         let builder = RejectBuilder {
@@ -1008,10 +890,7 @@ mod tests {
             data: &[],
         };
         let bytes = encoded(|out| builder.encode(out));
-        assert_eq!(
-            Reject::parse(&bytes).unwrap().message().len(),
-            MESSAGE_BYTES_MAX
-        );
+        assert_eq!(Reject::parse(&bytes).unwrap().message().len(), MESSAGE_BYTES_MAX);
     }
 
     #[test]
@@ -1030,28 +909,16 @@ mod tests {
             destination(b"test.acme bob"),
             Destination(AddressError::InvalidCharacter)
         );
-        assert_eq!(
-            destination(b"test.acme.bo."),
-            Destination(AddressError::EmptySegment)
-        );
-        assert_eq!(
-            destination(b"what.acme.bob"),
-            Destination(AddressError::UnknownScheme)
-        );
+        assert_eq!(destination(b"test.acme.bo."), Destination(AddressError::EmptySegment));
+        assert_eq!(destination(b"what.acme.bob"), Destination(AddressError::UnknownScheme));
         assert_eq!(prepare(second_60), ExpiresAt);
         assert_eq!(prepare(""), Malformed(OerError::Truncated));
         assert_eq!(prepare("0c"), Malformed(OerError::Truncated));
         assert_eq!(prepare("0c00"), Malformed(OerError::Truncated));
         assert_eq!(prepare("0c80"), Malformed(OerError::NonCanonicalLength));
         assert_eq!(prepare("0c8100"), Malformed(OerError::NonCanonicalLength));
-        assert_eq!(
-            prepare("0c88ffffffffffffffff"),
-            Malformed(OerError::Truncated)
-        );
-        assert_eq!(
-            prepare("0c89ffffffffffffffffff"),
-            Malformed(OerError::TooLong)
-        );
+        assert_eq!(prepare("0c88ffffffffffffffff"), Malformed(OerError::Truncated));
+        assert_eq!(prepare("0c89ffffffffffffffffff"), Malformed(OerError::TooLong));
         assert_eq!(prepare(FULFILL), UnexpectedType(13));
         assert_eq!(prepare("00"), UnexpectedType(0));
         assert_eq!(Fulfill::parse(&hex(PREPARE)), Err(UnexpectedType(12)));
@@ -1071,10 +938,7 @@ mod tests {
                 _ => None,
             };
             assert_eq!(packet_type(&[first, 0xff]), expected);
-            assert_eq!(
-                expected.map_or(first, |packet_type| packet_type as u8),
-                first
-            );
+            assert_eq!(expected.map_or(first, |packet_type| packet_type as u8), first);
         }
         assert_eq!(packet_type(&[]), None);
     }
@@ -1146,10 +1010,7 @@ mod tests {
             ("ffffffffffffffff0000000000000000", u64::MAX, 0),
         ];
         for (data, received, maximum) in cases {
-            assert_eq!(
-                amount_too_large_data(received, maximum).as_slice(),
-                hex(data)
-            );
+            assert_eq!(amount_too_large_data(received, maximum).as_slice(), hex(data));
         }
     }
 
@@ -1165,10 +1026,7 @@ mod tests {
         ];
         for (text, class, name) in cases {
             let code = ErrorCode::new(*text.as_bytes().first_chunk().unwrap()).unwrap();
-            assert_eq!(
-                (code.as_str(), code.class(), code.name()),
-                (text, class, name)
-            );
+            assert_eq!((code.as_str(), code.class(), code.name()), (text, class, name));
         }
         assert_eq!(ErrorCode::new(*b"F0\xb0"), None);
         assert_eq!(ErrorCode::new(*b"F\n0").unwrap().to_string(), "F\\n0");
@@ -1179,10 +1037,7 @@ mod tests {
         let fulfill = hex(FULFILL);
         let shown = format!("{:?}", Fulfill::parse(&fulfill).unwrap());
         assert_eq!(shown, "Fulfill { data_bytes: 0, .. }");
-        let shown = format!(
-            "{:?}",
-            Reject::parse(b"\x0e\x09T00\x00\x02a\n\x01d").unwrap()
-        );
+        let shown = format!("{:?}", Reject::parse(b"\x0e\x09T00\x00\x02a\n\x01d").unwrap());
         assert!(!shown.contains('\n') && shown.contains("T00"), "{shown}");
     }
 

@@ -34,11 +34,7 @@ impl Timestamp {
     /// `millis` milliseconds since 1970, or [`Timestamp::MAX`] if that is earlier.
     #[inline]
     pub const fn from_millis(millis: u64) -> Self {
-        if millis < Self::MAX.0 {
-            Self(millis)
-        } else {
-            Self::MAX
-        }
+        if millis < Self::MAX.0 { Self(millis) } else { Self::MAX }
     }
 
     /// Milliseconds since 1970.
@@ -155,8 +151,7 @@ impl Civil {
             return Some(Timestamp(0));
         }
         let days = days_from_civil(self.year, self.month, self.day);
-        let time_of_day =
-            self.hour * HOUR_MS + self.minute * MINUTE_MS + self.second * SECOND_MS + self.millis;
+        let time_of_day = self.hour * HOUR_MS + self.minute * MINUTE_MS + self.second * SECOND_MS + self.millis;
         let millis = u64::from(days) * u64::from(DAY_MS) + u64::from(time_of_day);
         Some(Timestamp::from_millis(millis))
     }
@@ -200,9 +195,7 @@ fn digits<const N: usize>(text: &[u8; N]) -> Option<[u8; N]> {
 
 /// A few values of digits as a number.
 fn number(digits: &[u8]) -> u32 {
-    digits
-        .iter()
-        .fold(0, |value, &digit| value * 10 + u32::from(digit))
+    digits.iter().fold(0, |value, &digit| value * 10 + u32::from(digit))
 }
 
 /// Writes the last `DIGITS` digits of `value` at the beginning of `out`.
@@ -248,8 +241,7 @@ fn days_from_civil(year: u32, month: u32, day: u32) -> u32 {
 fn civil_from_days(days: u32) -> (u32, u32, u32) {
     let days = days + EPOCH_DAYS;
     let day_of_era = days % ERA_DAYS;
-    let year_of_era =
-        (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / (ERA_DAYS - 1)) / 365;
+    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / (ERA_DAYS - 1)) / 365;
     let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let month_from_march = (5 * day_of_year + 2) / 153;
     let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
@@ -302,11 +294,7 @@ mod tests {
 
     #[test]
     fn an_expiry_before_1970_is_long_past() {
-        for text in [
-            b"19691231235959999",
-            b"00000101000000000",
-            b"00010101000000000",
-        ] {
+        for text in [b"19691231235959999", b"00000101000000000", b"00010101000000000"] {
             assert_eq!(Timestamp::parse_interledger(text), Some(Timestamp(0)));
         }
     }
@@ -334,12 +322,7 @@ mod tests {
             b"2017122416143\xff279",
         ];
         for text in cases {
-            assert_eq!(
-                Timestamp::parse_interledger(text),
-                None,
-                "{}",
-                text.escape_ascii()
-            );
+            assert_eq!(Timestamp::parse_interledger(text), None, "{}", text.escape_ascii());
         }
     }
 

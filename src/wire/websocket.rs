@@ -340,14 +340,8 @@ impl ClientHandshake {
         const END: &[u8] = b"\r\n\r\n";
         let searchable = &bytes[..bytes.len().min(RESPONSE_HEAD_BYTES_MAX)];
         // The end may lie across the border of what was searched before.
-        let start = self
-            .searched
-            .saturating_sub(END.len() - 1)
-            .min(searchable.len());
-        let Some(end) = searchable[start..]
-            .windows(END.len())
-            .position(|window| window == END)
-        else {
+        let start = self.searched.saturating_sub(END.len() - 1).min(searchable.len());
+        let Some(end) = searchable[start..].windows(END.len()).position(|window| window == END) else {
             self.searched = searchable.len();
             return if bytes.len() < RESPONSE_HEAD_BYTES_MAX {
                 Ok(None)
@@ -392,14 +386,10 @@ impl ClientHandshake {
             return Err(HandshakeRefused::Missing { header: "Upgrade" });
         }
         if !lists("Connection", "upgrade") {
-            return Err(HandshakeRefused::Missing {
-                header: "Connection",
-            });
+            return Err(HandshakeRefused::Missing { header: "Connection" });
         }
         let mut accepts = values("Sec-WebSocket-Accept");
-        if accepts.next().map(str::trim) != Some(accept_key(&self.key).as_str())
-            || accepts.next().is_some()
-        {
+        if accepts.next().map(str::trim) != Some(accept_key(&self.key).as_str()) || accepts.next().is_some() {
             return Err(HandshakeRefused::Missing {
                 header: "Sec-WebSocket-Accept",
             });
@@ -433,13 +423,7 @@ mod tests {
         // RFC 6455, section 5.7, and the borders of the length forms.
         for (bytes, fin, opcode, masked, payload_len) in [
             (&[0x81, 0x05][..], true, Opcode::Text, false, 5),
-            (
-                &[0x81, 0x85, 0x37, 0xfa, 0x21, 0x3d],
-                true,
-                Opcode::Text,
-                true,
-                5,
-            ),
+            (&[0x81, 0x85, 0x37, 0xfa, 0x21, 0x3d], true, Opcode::Text, true, 5),
             (&[0x01, 0x03], false, Opcode::Text, false, 3),
             (&[0x80, 0x02], true, Opcode::Continuation, false, 2),
             (&[0x89, 0x05], true, Opcode::Ping, false, 5),
@@ -447,13 +431,7 @@ mod tests {
             (&[0x88, 0x7d], true, Opcode::Close, false, 125),
             (&[0x82, 0x7d], true, Opcode::Binary, false, 125),
             (&[0x82, 0x7e, 0x00, 0x7e], true, Opcode::Binary, false, 126),
-            (
-                &[0x82, 0x7e, 0xff, 0xff],
-                true,
-                Opcode::Binary,
-                false,
-                65_535,
-            ),
+            (&[0x82, 0x7e, 0xff, 0xff], true, Opcode::Binary, false, 65_535),
             (
                 &[0x82, 0xff, 0, 0, 0, 0, 0, 1, 0, 0, 1, 2, 3, 4],
                 true,
@@ -467,10 +445,7 @@ mod tests {
                 (parsed.fin, parsed.opcode, parsed.payload_len),
                 (fin, opcode, payload_len)
             );
-            assert_eq!(
-                (parsed.mask.is_some(), parsed.head_len),
-                (masked, bytes.len())
-            );
+            assert_eq!((parsed.mask.is_some(), parsed.head_len), (masked, bytes.len()));
             for end in 0..bytes.len() {
                 assert_eq!(head(&bytes[..end]), Ok(None), "{:02x?}", &bytes[..end]);
             }
@@ -497,18 +472,9 @@ mod tests {
             (&[0x89, 0x7e], CloseCode::ProtocolError),
             (&[0x88, 0xff], CloseCode::ProtocolError),
             (&[0x82, 0x7e, 0x00, 0x7d], CloseCode::ProtocolError),
-            (
-                &[0x82, 0x7f, 0, 0, 0, 0, 0, 0, 0xff, 0xff],
-                CloseCode::ProtocolError,
-            ),
-            (
-                &[0x82, 0x7f, 0x80, 0, 0, 0, 0, 0, 0, 0],
-                CloseCode::ProtocolError,
-            ),
-            (
-                &[0x82, 0xff, 0, 0, 0, 0, 0, 1, 0, 1],
-                CloseCode::MessageTooBig,
-            ),
+            (&[0x82, 0x7f, 0, 0, 0, 0, 0, 0, 0xff, 0xff], CloseCode::ProtocolError),
+            (&[0x82, 0x7f, 0x80, 0, 0, 0, 0, 0, 0, 0], CloseCode::ProtocolError),
+            (&[0x82, 0xff, 0, 0, 0, 0, 0, 1, 0, 1], CloseCode::MessageTooBig),
             (
                 &[0x82, 0x7f, 0x7f, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff],
                 CloseCode::MessageTooBig,
@@ -543,19 +509,11 @@ mod tests {
 
     #[test]
     fn keys() {
-        assert_eq!(
-            accept_key("dGhlIHNhbXBsZSBub25jZQ=="),
-            "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
-        );
+        assert_eq!(accept_key("dGhlIHNhbXBsZSBub25jZQ=="), "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
         for key in ["dGhlIHNhbXBsZSBub25jZQ==", "SGVsbG8sIHdvcmxkIQ=="] {
             assert!(is_valid_key(key), "{key}");
         }
-        for key in [
-            "",
-            "no base64",
-            "dGhlIHNhbXBsZSBub25jZTE=",
-            &"A".repeat(5_000),
-        ] {
+        for key in ["", "no base64", "dGhlIHNhbXBsZSBub25jZTE=", &"A".repeat(5_000)] {
             assert!(!is_valid_key(key), "{key}");
         }
     }
@@ -583,14 +541,8 @@ mod tests {
                 GOOD.replace("HTTP/1.1 101", "HTTP/1.1 401"),
                 Err(HandshakeRefused::Status { status: 401 }),
             ),
-            (
-                GOOD.replace("HTTP/1.1", "HTTP/1.0"),
-                Err(HandshakeRefused::Malformed),
-            ),
-            (
-                GOOD.replace("HTTP/1.1", "SSH-2.0"),
-                Err(HandshakeRefused::Malformed),
-            ),
+            (GOOD.replace("HTTP/1.1", "HTTP/1.0"), Err(HandshakeRefused::Malformed)),
+            (GOOD.replace("HTTP/1.1", "SSH-2.0"), Err(HandshakeRefused::Malformed)),
             (GOOD.replace("Upgrade: WebSocket\n", ""), missing("Upgrade")),
             (GOOD.replace("WebSocket\n", "h2c\n"), missing("Upgrade")),
             (GOOD.replace("UPGRADE", "close"), missing("Connection")),
@@ -600,10 +552,7 @@ mod tests {
                 missing("Sec-WebSocket-Accept"),
             ),
             (
-                GOOD.replace(
-                    "Upgrade:",
-                    "Sec-WebSocket-Extensions: permessage-deflate\nUpgrade:",
-                ),
+                GOOD.replace("Upgrade:", "Sec-WebSocket-Extensions: permessage-deflate\nUpgrade:"),
                 Err(HandshakeRefused::NotOffered {
                     header: "Sec-WebSocket-Extensions",
                 }),
@@ -665,10 +614,7 @@ mod tests {
         let mut handshake = ClientHandshake::new(*b"0123456789abcdef");
         let mut request = Vec::new();
         handshake.write_request(&mut request, "127.0.0.1:7768", "/accounts/bob/ilp/btp?x=1");
-        assert!(
-            request
-                .starts_with(b"GET /accounts/bob/ilp/btp?x=1 HTTP/1.1\r\nHost: 127.0.0.1:7768\r\n")
-        );
+        assert!(request.starts_with(b"GET /accounts/bob/ilp/btp?x=1 HTTP/1.1\r\nHost: 127.0.0.1:7768\r\n"));
         let script = Script {
             received: Cursor::new(request),
             sent: Vec::new(),

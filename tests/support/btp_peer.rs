@@ -69,8 +69,7 @@ impl Frame {
     }
 
     pub fn with(mut self, name: &str, content_type: u8, data: &[u8]) -> Self {
-        self.entries
-            .push((name.to_owned(), content_type, data.to_vec()));
+        self.entries.push((name.to_owned(), content_type, data.to_vec()));
         self
     }
 
@@ -121,16 +120,11 @@ impl Frame {
             RESPONSE | MESSAGE => {}
             _ => return None,
         }
-        let count = body
-            .octets()?
-            .iter()
-            .fold(0, |sum, byte| sum << 8 | usize::from(*byte));
+        let count = body.octets()?.iter().fold(0, |sum, byte| sum << 8 | usize::from(*byte));
         for _ in 0..count {
             let name = String::from_utf8(body.octets()?.to_vec()).ok()?;
             let content_type = body.take(1)?[0];
-            frame
-                .entries
-                .push((name, content_type, body.octets()?.to_vec()));
+            frame.entries.push((name, content_type, body.octets()?.to_vec()));
         }
         Some(frame)
     }
@@ -146,19 +140,11 @@ pub enum Dialect {
 
 impl Dialect {
     fn request(self) -> u8 {
-        if self == Self::Conformant {
-            MESSAGE
-        } else {
-            RESPONSE
-        }
+        if self == Self::Conformant { MESSAGE } else { RESPONSE }
     }
 
     fn reply(self) -> u8 {
-        if self == Self::Conformant {
-            RESPONSE
-        } else {
-            MESSAGE
-        }
+        if self == Self::Conformant { RESPONSE } else { MESSAGE }
     }
 }
 
@@ -200,12 +186,9 @@ impl Drop for Session {
 /// A WebSocket to the node that was not authenticated: the rude tests write what they like.
 pub fn upgrade(address: SocketAddr, path: &str) -> WebSocket<TcpStream> {
     let stream = TcpStream::connect_timeout(&address, PATIENCE).expect("the node accepts");
-    stream
-        .set_read_timeout(Some(PATIENCE))
-        .expect("a limit is not zero");
+    stream.set_read_timeout(Some(PATIENCE)).expect("a limit is not zero");
     stream.set_nodelay(true).expect("a TCP socket");
-    let (socket, _) =
-        tungstenite::client(format!("ws://{address}{path}"), stream).expect("the node upgrades");
+    let (socket, _) = tungstenite::client(format!("ws://{address}{path}"), stream).expect("the node upgrades");
     socket
 }
 
@@ -227,10 +210,7 @@ pub fn next_frame<S: Read + Write>(socket: &mut WebSocket<S>) -> Option<Frame> {
 }
 
 fn is_timeout(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut
-    )
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
 }
 
 impl BtpPeer {
@@ -257,12 +237,11 @@ impl BtpPeer {
         rule: Rule,
         dialect: Dialect,
     ) -> Result<Self, String> {
-        let stream =
-            TcpStream::connect_timeout(&address, PATIENCE).map_err(|error| error.to_string())?;
+        let stream = TcpStream::connect_timeout(&address, PATIENCE).map_err(|error| error.to_string())?;
         let half = ReadHalf::new(&stream);
         let muted = half.muted.clone();
-        let (mut socket, _) = tungstenite::client(format!("ws://{address}{path}"), half)
-            .map_err(|error| error.to_string())?;
+        let (mut socket, _) =
+            tungstenite::client(format!("ws://{address}{path}"), half).map_err(|error| error.to_string())?;
         let auth = Frame::auth(1, username, token);
         socket
             .send(Message::binary(auth.encode()))
@@ -270,8 +249,7 @@ impl BtpPeer {
         match next_frame(&mut socket) {
             Some(frame) if frame.kind == RESPONSE && frame.request_id == 1 => {}
             Some(Frame {
-                error_code: Some(code),
-                ..
+                error_code: Some(code), ..
             }) => return Err(code),
             Some(frame) => return Err(format!("unexpected {frame:?}")),
             None => return Err("closed".to_owned()),
@@ -280,13 +258,7 @@ impl BtpPeer {
         Ok(Self::run(stream, socket, Role::Client, rule, dialect))
     }
 
-    fn run(
-        stream: TcpStream,
-        reader: WebSocket<ReadHalf>,
-        role: Role,
-        rule: Rule,
-        dialect: Dialect,
-    ) -> Self {
+    fn run(stream: TcpStream, reader: WebSocket<ReadHalf>, role: Role, rule: Rule, dialect: Dialect) -> Self {
         stream.set_read_timeout(None).expect("no limit is a limit");
         let write_half = stream.try_clone().expect("a socket can be duplicated");
         let session = Arc::new(Session {
@@ -335,11 +307,7 @@ impl BtpPeer {
             .insert(id, sender);
         let frame = Frame::ilp(self.session.dialect.request(), id, &prepare.encode());
         if self.session.closed.load(Ordering::SeqCst) || self.send_frame(&frame).is_err() {
-            self.session
-                .pending
-                .lock()
-                .expect("no test panics here")
-                .remove(&id);
+            self.session.pending.lock().expect("no test panics here").remove(&id);
         }
         receiver
     }
@@ -361,9 +329,7 @@ impl BtpPeer {
             .expect("no test panics here")
             .insert(frame.request_id, sender);
         self.send_frame(frame).expect("the connection is open");
-        receiver
-            .recv_timeout(PATIENCE)
-            .expect("every request gets one answer")
+        receiver.recv_timeout(PATIENCE).expect("every request gets one answer")
     }
 
     pub fn send_frame(&self, frame: &Frame) -> io::Result<()> {
@@ -379,9 +345,7 @@ impl BtpPeer {
     }
 
     pub fn expect_closed(&self) {
-        eventually("the node closes the BTP connection", || {
-            self.is_closed().then_some(())
-        });
+        eventually("the node closes the BTP connection", || self.is_closed().then_some(()));
     }
 
     /// Drops the TCP connection without a close frame, like a peer that crashed.
@@ -392,11 +356,7 @@ impl BtpPeer {
 
     /// Frames of the node that were requests, but no Prepares.
     pub fn other_requests(&self) -> Vec<Frame> {
-        self.session
-            .other
-            .lock()
-            .expect("no test panics here")
-            .clone()
+        self.session.other.lock().expect("no test panics here").clone()
     }
 }
 
@@ -419,12 +379,7 @@ impl Session {
     }
 
     fn complete(&self, request_id: u32, reply: BtpReply) {
-        if let Some(waiting) = self
-            .pending
-            .lock()
-            .expect("no test panics here")
-            .remove(&request_id)
-        {
+        if let Some(waiting) = self.pending.lock().expect("no test panics here").remove(&request_id) {
             // The waiting side may have given up.
             let _ = waiting.send(reply);
         }
@@ -440,11 +395,7 @@ fn handle_frame(session: &Arc<Session>, rule: &Rule, bytes: &[u8]) {
         if frame.kind == RESPONSE {
             session.complete(frame.request_id, BtpReply::Empty);
         } else {
-            session
-                .other
-                .lock()
-                .expect("no test panics here")
-                .push(frame);
+            session.other.lock().expect("no test panics here").push(frame);
         }
         return;
     };
@@ -497,9 +448,7 @@ struct ReadHalf {
 impl ReadHalf {
     fn new(stream: &TcpStream) -> Self {
         stream.set_nodelay(true).expect("a TCP socket");
-        stream
-            .set_read_timeout(Some(PATIENCE))
-            .expect("a limit is not zero");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a limit is not zero");
         Self {
             stream: stream.try_clone().expect("a socket can be duplicated"),
             muted: Arc::default(),
@@ -565,11 +514,8 @@ impl BtpServer {
     }
 
     pub fn start_at(address: SocketAddr, token: &str, rule: Rule, dialect: Dialect) -> Self {
-        let listener =
-            TcpListener::bind(address).unwrap_or_else(|error| panic!("binding {address}: {error}"));
-        let address = listener
-            .local_addr()
-            .expect("a bound socket has an address");
+        let listener = TcpListener::bind(address).unwrap_or_else(|error| panic!("binding {address}: {error}"));
+        let address = listener.local_addr().expect("a bound socket has an address");
         let shared = Arc::new(ServerShared {
             token: token.to_owned(),
             dialect,
@@ -612,11 +558,7 @@ impl BtpServer {
 
     /// Every attempt to authenticate so far.
     pub fn logins(&self) -> Vec<Login> {
-        self.shared
-            .logins
-            .lock()
-            .expect("no test panics here")
-            .clone()
+        self.shared.logins.lock().expect("no test panics here").clone()
     }
 }
 
@@ -644,31 +586,21 @@ fn welcome(stream: TcpStream, shared: &ServerShared, rule: Rule) -> Option<()> {
         path = request.uri().path().to_owned();
         if let Some(offered) = request.headers().get("sec-websocket-protocol") {
             subprotocol = offered.to_str().ok().map(str::to_owned);
-            response
-                .headers_mut()
-                .insert("sec-websocket-protocol", offered.clone());
+            response.headers_mut().insert("sec-websocket-protocol", offered.clone());
         }
         Ok(response)
     })
     .ok()?;
     let auth = next_frame(&mut socket)?;
-    let text = |name: &str| {
-        auth.entry(name)
-            .map(|data| String::from_utf8_lossy(data).into_owned())
-    };
+    let text = |name: &str| auth.entry(name).map(|data| String::from_utf8_lossy(data).into_owned());
     let login = Login {
         path,
         username: text("auth_username"),
         token: text("auth_token")?,
         subprotocol,
     };
-    let accepted =
-        login.token == shared.token && auth.entry("auth").is_some() && auth.kind == MESSAGE;
-    shared
-        .logins
-        .lock()
-        .expect("no test panics here")
-        .push(login);
+    let accepted = login.token == shared.token && auth.entry("auth").is_some() && auth.kind == MESSAGE;
+    shared.logins.lock().expect("no test panics here").push(login);
     let answer = if accepted {
         Frame::new(RESPONSE, auth.request_id)
     } else {

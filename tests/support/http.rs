@@ -29,12 +29,8 @@ impl HttpAnswer {
     }
 
     pub fn json(&self) -> Value {
-        serde_json::from_slice(&self.body).unwrap_or_else(|error| {
-            panic!(
-                "not JSON ({error}): {:?}",
-                String::from_utf8_lossy(&self.body)
-            )
-        })
+        serde_json::from_slice(&self.body)
+            .unwrap_or_else(|error| panic!("not JSON ({error}): {:?}", String::from_utf8_lossy(&self.body)))
     }
 
     /// The packet in a 200.
@@ -75,15 +71,11 @@ impl Connection {
     }
 
     pub fn set_read_timeout(&self, limit: Duration) {
-        self.stream
-            .set_read_timeout(Some(limit))
-            .expect("a limit is not zero");
+        self.stream.set_read_timeout(Some(limit)).expect("a limit is not zero");
     }
 
     pub fn set_write_timeout(&self, limit: Duration) {
-        self.stream
-            .set_write_timeout(Some(limit))
-            .expect("a limit is not zero");
+        self.stream.set_write_timeout(Some(limit)).expect("a limit is not zero");
     }
 
     pub fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
@@ -92,9 +84,7 @@ impl Connection {
 
     /// Closes our half: the peer reads an end, we may go on reading.
     pub fn end_sending(&self) {
-        self.stream
-            .shutdown(Shutdown::Write)
-            .expect("the socket is open");
+        self.stream.shutdown(Shutdown::Write).expect("the socket is open");
     }
 
     /// Reads one answer. An error of kind `UnexpectedEof` means the node closed before a whole answer.
@@ -186,16 +176,11 @@ impl Connection {
     /// True if the node closes within `limit`; whatever it still sends is dropped.
     pub fn is_closed_within(&mut self, limit: Duration) -> bool {
         let begun = Instant::now();
-        while let Some(left) = limit
-            .checked_sub(begun.elapsed())
-            .filter(|left| !left.is_zero())
-        {
+        while let Some(left) = limit.checked_sub(begun.elapsed()).filter(|left| !left.is_zero()) {
             self.set_read_timeout(left);
             match self.receive() {
                 Ok(()) => self.buffer.clear(),
-                Err(error)
-                    if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) =>
-                {
+                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
                     return false;
                 }
                 Err(_) => return true,
@@ -265,10 +250,7 @@ impl Api {
     pub fn call(&self, method: &str, target: &str, body: Option<&Value>) -> HttpAnswer {
         let authorization = format!("Bearer {}", self.token);
         let body = body.map(Value::to_string).unwrap_or_default();
-        let mut headers = vec![
-            ("Authorization", authorization.as_str()),
-            ("Connection", "close"),
-        ];
+        let mut headers = vec![("Authorization", authorization.as_str()), ("Connection", "close")];
         if !body.is_empty() {
             headers.push(("Content-Type", "application/json"));
         }
@@ -319,11 +301,7 @@ impl Api {
         assert_eq!(audit["adds_up"], true, "the book does not add up: {audit}");
         for asset in audit["assets"].as_array().expect("an array of assets") {
             assert_eq!(asset["adds_up"], true, "{asset}");
-            assert_eq!(
-                whole(&asset["balances"]) + whole(&asset["position"]),
-                0,
-                "{asset}"
-            );
+            assert_eq!(whole(&asset["balances"]) + whole(&asset["position"]), 0, "{asset}");
         }
         audit
     }
@@ -331,9 +309,6 @@ impl Api {
 
 /// A JSON integer of any size: as a number or as text.
 pub fn whole(value: &Value) -> i128 {
-    let text = value
-        .as_str()
-        .map_or_else(|| value.to_string(), str::to_owned);
-    text.parse()
-        .unwrap_or_else(|_| panic!("not an integer: {value}"))
+    let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    text.parse().unwrap_or_else(|_| panic!("not an integer: {value}"))
 }

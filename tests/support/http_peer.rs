@@ -31,11 +31,8 @@ impl HttpPeer {
     }
 
     pub fn start_at(address: SocketAddr, rule: Rule) -> Self {
-        let listener =
-            TcpListener::bind(address).unwrap_or_else(|error| panic!("binding {address}: {error}"));
-        let address = listener
-            .local_addr()
-            .expect("a bound socket has an address");
+        let listener = TcpListener::bind(address).unwrap_or_else(|error| panic!("binding {address}: {error}"));
+        let address = listener.local_addr().expect("a bound socket has an address");
         let shared = Arc::<Shared>::default();
         let peer = Self {
             rule: rule.clone(),
@@ -74,22 +71,12 @@ impl HttpPeer {
 
     /// The `Authorization` of the last request.
     pub fn authorization(&self) -> Option<String> {
-        self.shared
-            .authorization
-            .lock()
-            .expect("no test panics here")
-            .clone()
+        self.shared.authorization.lock().expect("no test panics here").clone()
     }
 
     /// Closes every connection that is open now; new ones are served.
     pub fn close_connections(&self) {
-        for stream in self
-            .shared
-            .open
-            .lock()
-            .expect("no test panics here")
-            .drain(..)
-        {
+        for stream in self.shared.open.lock().expect("no test panics here").drain(..) {
             // A connection that is closed already is what we want.
             let _ = stream.shutdown(Shutdown::Both);
         }

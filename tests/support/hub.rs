@@ -18,11 +18,7 @@ impl Hub {
         let node = Node::with_shards(2);
         let alice = Party::simple(&node, "alice", Via::Http);
         let bob = Party::simple(&node, "bob", Via::BtpToNode);
-        Self {
-            node,
-            alice,
-            _bob: bob,
-        }
+        Self { node, alice, _bob: bob }
     }
 
     pub fn good_packet_passes(&self, after: &str) {
@@ -38,9 +34,6 @@ impl Hub {
         // The node may close before it has read everything.
         let _ = connection.send(bytes);
         let status = connection.answer().map_or(0, |answer| answer.status);
-        (
-            status,
-            connection.is_closed_within(Duration::from_millis(500)),
-        )
+        (status, connection.is_closed_within(Duration::from_millis(500)))
     }
 }

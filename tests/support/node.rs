@@ -72,8 +72,7 @@ impl Node {
     pub fn start_with(options: Options) -> Self {
         static NUMBER: AtomicUsize = AtomicUsize::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let data = Path::new(env!("CARGO_TARGET_TMPDIR"))
-            .join(format!("node-{}-{number}", std::process::id()));
+        let data = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("node-{}-{number}", std::process::id()));
         // Left by a process of the same number that was killed.
         let _ = std::fs::remove_dir_all(&data);
         let mut node = Self {
@@ -98,12 +97,7 @@ impl Node {
                 "--settlement_api_bind_address",
                 "127.0.0.1:0",
             ])
-            .args([
-                "--admin_auth_token",
-                ADMIN_TOKEN,
-                "--secret_seed",
-                SECRET_SEED,
-            ])
+            .args(["--admin_auth_token", ADMIN_TOKEN, "--secret_seed", SECRET_SEED])
             .args([
                 "--ilp_address",
                 &self.options.ilp_address,
@@ -140,10 +134,7 @@ impl Node {
         };
         self.running = Some(Running { child, address });
         within(START_LIMIT, "the node is ready", || {
-            let answer = Connection::try_open(address)
-                .ok()?
-                .request("GET", "/", &[], b"")
-                .ok()?;
+            let answer = Connection::try_open(address).ok()?.request("GET", "/", &[], b"").ok()?;
             (answer.status == 200 && answer.json()["status"] == "Ready").then_some(())
         });
     }
@@ -211,10 +202,7 @@ impl Node {
     pub fn kill(&mut self) {
         let mut running = self.running.take().expect("the node runs");
         running.child.kill().expect("our own child can be killed");
-        running
-            .child
-            .wait()
-            .expect("our own child can be waited for");
+        running.child.wait().expect("our own child can be waited for");
     }
 
     /// SIGTERM: the node ends by itself.
@@ -225,11 +213,7 @@ impl Node {
     pub fn signal(&self, signal: libc::c_int) {
         let pid = libc::pid_t::try_from(self.pid()).expect("a process number");
         // SAFETY: kill takes two integers; the process is our own child and was not waited for.
-        assert_eq!(
-            unsafe { libc::kill(pid, signal) },
-            0,
-            "our own child can be signalled"
-        );
+        assert_eq!(unsafe { libc::kill(pid, signal) }, 0, "our own child can be signalled");
     }
 
     /// Waits until it has ended by itself.
@@ -237,19 +221,12 @@ impl Node {
         let mut running = self.running.take().expect("the node runs");
         let begun = Instant::now();
         loop {
-            if let Some(status) = running
-                .child
-                .try_wait()
-                .expect("our own child can be waited for")
-            {
+            if let Some(status) = running.child.try_wait().expect("our own child can be waited for") {
                 return status;
             }
             if begun.elapsed() > limit {
                 self.running = Some(running);
-                panic!(
-                    "the node has not ended within {limit:?}; its output:\n{}",
-                    self.log()
-                );
+                panic!("the node has not ended within {limit:?}; its output:\n{}", self.log());
             }
             std::thread::sleep(Duration::from_millis(5));
         }
@@ -275,11 +252,7 @@ impl Drop for Node {
             }
         }
         if std::thread::panicking() {
-            eprintln!(
-                "output of the node, data in {}:\n{}",
-                self.data.display(),
-                self.log()
-            );
+            eprintln!("output of the node, data in {}:\n{}", self.data.display(), self.log());
         } else {
             let _ = std::fs::remove_dir_all(&self.data);
         }
@@ -289,8 +262,7 @@ impl Drop for Node {
 /// The address in the line that the node prints when it is up.
 pub fn listening_on(line: &str) -> Option<SocketAddr> {
     let (_, rest) = line.split_once("listening on http://")?;
-    let end =
-        rest.find(|letter: char| !(letter.is_ascii_digit() || letter == '.' || letter == ':'));
+    let end = rest.find(|letter: char| !(letter.is_ascii_digit() || letter == '.' || letter == ':'));
     rest[..end.unwrap_or(rest.len())]
         .trim_end_matches(['.', ':'])
         .parse()

@@ -263,9 +263,7 @@ pub fn timestamp_ms(text: &str) -> Option<u64> {
     let part = |from: usize, to: usize| text.get(from..to)?.parse::<u64>().ok();
     let (year, month, day) = (part(0, 4)?, part(4, 6)?, part(6, 8)?);
     let days = (1970..year).map(days_of_year).sum::<u64>()
-        + (1..month)
-            .map(|earlier| days_of_month(year, earlier))
-            .sum::<u64>()
+        + (1..month).map(|earlier| days_of_month(year, earlier)).sum::<u64>()
         + day.checked_sub(1)?;
     let seconds = days * 86_400 + part(8, 10)? * 3600 + part(10, 12)? * 60 + part(12, 14)?;
     Some(seconds * 1000 + part(14, 17)?)

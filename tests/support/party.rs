@@ -66,11 +66,7 @@ impl Party {
                 fields["ilp_over_btp_url"] = json!(server.url("btp+ws"));
                 fields["ilp_over_btp_outgoing_token"] = json!("from-the-node");
                 let created = node.add_account(username, &fields);
-                assert_eq!(
-                    created["warnings"],
-                    Value::Null,
-                    "the node reaches its peer"
-                );
+                assert_eq!(created["warnings"], Value::Null, "the node reaches its peer");
                 server.peer();
                 Link::BtpFromNode(server)
             }

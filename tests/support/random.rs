@@ -10,9 +10,7 @@ impl Random {
     /// From `TEST_SEED`, else from the clock; prints the seed, which the harness shows when the test fails.
     pub fn new(what: &str) -> Self {
         let seed = match std::env::var("TEST_SEED") {
-            Ok(text) => text
-                .parse()
-                .expect("TEST_SEED is a number from 0 to 2^64-1"),
+            Ok(text) => text.parse().expect("TEST_SEED is a number from 0 to 2^64-1"),
             Err(_) => SystemTime::now()
                 .duration_since(UNIX_EPOCH)
                 .map_or(1, |since| since.as_nanos() as u64),

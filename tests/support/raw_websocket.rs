@@ -17,9 +17,7 @@ impl RawWebSocket {
             ("Sec-WebSocket-Version", "13"),
             ("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ=="),
         ];
-        let answer = connection
-            .request("GET", "/ilp/btp", &headers, b"")
-            .expect("an answer");
+        let answer = connection.request("GET", "/ilp/btp", &headers, b"").expect("an answer");
         assert_eq!(answer.status, 101);
         Self(connection)
     }
@@ -27,10 +25,7 @@ impl RawWebSocket {
     /// Authenticated as the account `mallory`.
     pub fn authenticated(node: &Node) -> Self {
         let mut socket = Self::open(node);
-        socket.send_frame(
-            0x82,
-            &Frame::auth(1, Some("mallory"), "mallory-btp").encode(),
-        );
+        socket.send_frame(0x82, &Frame::auth(1, Some("mallory"), "mallory-btp").encode());
         assert_eq!(socket.frame().map(|(first, _)| first), Some(0x82));
         socket
     }
@@ -51,12 +46,7 @@ impl RawWebSocket {
         }
         let key = [0x5a, 0x01, 0xff, 0x33];
         bytes.extend_from_slice(&key);
-        bytes.extend(
-            payload
-                .iter()
-                .zip(key.iter().cycle())
-                .map(|(byte, key)| byte ^ key),
-        );
+        bytes.extend(payload.iter().zip(key.iter().cycle()).map(|(byte, key)| byte ^ key));
         self.send(&bytes);
     }
 
@@ -79,9 +69,7 @@ impl RawWebSocket {
     /// The code of the close frame that comes next; 0 if the connection ends without.
     pub fn close_code(&mut self) -> u16 {
         match self.frame() {
-            Some((0x88, payload)) if payload.len() >= 2 => {
-                u16::from_be_bytes([payload[0], payload[1]])
-            }
+            Some((0x88, payload)) if payload.len() >= 2 => u16::from_be_bytes([payload[0], payload[1]]),
             Some((first, payload)) => {
                 panic!("a frame {first:02x} {payload:02x?} instead of a close")
             }

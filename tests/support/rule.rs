@@ -32,12 +32,7 @@ impl Answer {
     }
 
     pub fn reject(code: &str) -> Self {
-        Self::Reply(Reply::reject(
-            code,
-            "test.peer",
-            "as the test says",
-            b"from the peer",
-        ))
+        Self::Reply(Reply::reject(code, "test.peer", "as the test says", b"from the peer"))
     }
 }
 
@@ -87,18 +82,12 @@ impl Rule {
     /// The peer notes an amount **before** it sends the Fulfill, so what it notes is never less than what the node
     /// may have booked.
     pub fn note_fulfilled(&self, prepare: &Prepare) {
-        self.book
-            .fulfilled
-            .fetch_add(prepare.amount, Ordering::SeqCst);
+        self.book.fulfilled.fetch_add(prepare.amount, Ordering::SeqCst);
     }
 
     /// What came in so far, as it came.
     pub fn received(&self) -> Vec<Prepare> {
-        self.book
-            .received
-            .lock()
-            .expect("no test panics here")
-            .clone()
+        self.book.received.lock().expect("no test panics here").clone()
     }
 
     /// The only Prepare that came in.

@@ -68,16 +68,13 @@ impl Session {
             Err(_) => return self.handle_unreadable(out).map(|()| None),
         };
         self.unreadable_in_a_row = 0;
-        let is_for_packets =
-            matches!(kind, FrameKind::Message | FrameKind::Response) && self.takes_packets();
+        let is_for_packets = matches!(kind, FrameKind::Message | FrameKind::Response) && self.takes_packets();
         let Some(ilp) = ilp.filter(|ilp| is_for_packets && !ilp.is_empty()) else {
             return self.handle_other(now, message, out);
         };
         let packet = &mut message[ilp];
         Ok(match (packet::packet_type(packet), kind) {
-            (Some(PacketType::Fulfill | PacketType::Reject), _) => {
-                Some(Event::Reply { request_id, packet })
-            }
+            (Some(PacketType::Fulfill | PacketType::Reject), _) => Some(Event::Reply { request_id, packet }),
             (Some(PacketType::Prepare), _) | (None, FrameKind::Message) => {
                 // After our close frame nobody could be told what became of it.
                 (!self.close_sent).then_some(Event::Prepare { request_id, packet })
@@ -106,8 +103,7 @@ impl Session {
             return self.handle_auth(now, &frame, out);
         }
         let request_id = frame.request_id();
-        let answers_auth =
-            self.state == State::Unauthenticated && !self.close_sent && request_id == self.auth_id;
+        let answers_auth = self.state == State::Unauthenticated && !self.close_sent && request_id == self.auth_id;
         Ok(match (frame.kind(), frame.error()) {
             // A sub-protocol we do not know. The request wants an answer, and there is nothing to
             // say.
@@ -184,19 +180,11 @@ impl Session {
         Err(Close::Unreadable)
     }
 
-    pub(super) fn handle_control(
-        &mut self,
-        opcode: Opcode,
-        payload: &[u8],
-        out: &mut Vec<u8>,
-    ) -> Result<(), Close> {
+    pub(super) fn handle_control(&mut self, opcode: Opcode, payload: &[u8], out: &mut Vec<u8>) -> Result<(), Close> {
         match opcode {
-            Opcode::Ping if out.len() <= OWN_ANSWERS_OUT_MAX => {
-                self.send_control(Opcode::Pong, payload, out)
-            }
+            Opcode::Ping if out.len() <= OWN_ANSWERS_OUT_MAX => self.send_control(Opcode::Pong, payload, out),
             Opcode::Close => {
-                let code =
-                    websocket::parse_close(payload).map_err(|code| self.violation(code, out))?;
+                let code = websocket::parse_close(payload).map_err(|code| self.violation(code, out))?;
                 // RFC 6455, section 5.5.1: the same code back, unless ours went out first.
                 self.send_control(Opcode::Close, &payload[..payload.len().min(2)], out);
                 self.close_sent = true;
@@ -225,13 +213,7 @@ impl Session {
         self.state == State::Open || self.role == Role::Client
     }
 
-    pub(super) fn refuse(
-        &mut self,
-        request_id: u32,
-        reason: &str,
-        now: Timestamp,
-        out: &mut Vec<u8>,
-    ) {
+    pub(super) fn refuse(&mut self, request_id: u32, reason: &str, now: Timestamp, out: &mut Vec<u8>) {
         self.send(out, |out| write_not_accepted(out, request_id, reason, now));
         self.end(CloseCode::PolicyViolation, out);
     }
@@ -331,12 +313,7 @@ fn describe(error: &ErrorBody<'_>) -> String {
         let kept = &bytes[..bytes.len().min(REFUSAL_BYTES_MAX)];
         String::from_utf8_lossy(kept).replace(char::is_control, " ")
     };
-    format!(
-        "{} {}: {}",
-        text(&error.code),
-        text(error.name),
-        text(error.data)
-    )
+    format!("{} {}: {}", text(&error.code), text(error.name), text(error.data))
 }
 
 /// SplitMix64. RFC 6455 asks for unpredictable keys so that scripts in a browser cannot choose the

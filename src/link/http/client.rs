@@ -8,8 +8,7 @@
 use super::{Progress, REPEATED_HEAD_BYTES_MAX};
 use crate::wire::http::write::write_decimal;
 use crate::wire::http::{
-    BodyError, ChunkedDecoder, Framing, HEAD_BYTES_MAX, Malformed, Method, ResponseHead,
-    parse_request, parse_response,
+    BodyError, ChunkedDecoder, Framing, HEAD_BYTES_MAX, Malformed, Method, ResponseHead, parse_request, parse_response,
 };
 use crate::wire::packet::{PACKET_BYTES_MAX, patch_prepare};
 use crate::wire::timestamp::Timestamp;
@@ -37,16 +36,11 @@ impl RequestTemplate {
         if let Some(value) = &authorization {
             head.push_str(&format!("authorization: {value}\r\n"));
         }
-        head.push_str(
-            "content-type: application/octet-stream\r\naccept: application/octet-stream\r\ncontent-length: ",
-        );
+        head.push_str("content-type: application/octet-stream\r\naccept: application/octet-stream\r\ncontent-length: ");
         // Whether the parts are clean is asked of the strictest reader we know: our own parser must
         // find exactly them again, and nothing else.
         let whole = format!("{head}0\r\n\r\n");
-        let (read, _) = parse_request(whole.as_bytes())
-            .ok()
-            .flatten()
-            .ok_or(Unsendable)?;
+        let (read, _) = parse_request(whole.as_bytes()).ok().flatten().ok_or(Unsendable)?;
         let clean = whole.is_ascii()
             && !host.is_empty()
             && read.method == Method::Post
@@ -279,9 +273,8 @@ impl HttpClient {
 
     fn keep_head(&mut self, head: &ResponseHead<'_>, bytes: &[u8], body_bytes: usize) {
         self.previous.clear();
-        let may_repeat = matches!(head.framing(), Framing::Length(_))
-            && head.keep_alive()
-            && bytes.len() <= REPEATED_HEAD_BYTES_MAX;
+        let may_repeat =
+            matches!(head.framing(), Framing::Length(_)) && head.keep_alive() && bytes.len() <= REPEATED_HEAD_BYTES_MAX;
         if let (true, Ok(body_bytes)) = (may_repeat, u32::try_from(body_bytes)) {
             self.previous.extend_from_slice(bytes);
             self.previous_body_bytes = body_bytes;
@@ -290,18 +283,13 @@ impl HttpClient {
     }
 
     /// Goes on with the chunks that begin at `start`.
-    fn next_chunks<'a>(
-        &'a mut self,
-        bytes: &[u8],
-        start: usize,
-    ) -> Result<(usize, Option<Answer<'a>>), Broken> {
+    fn next_chunks<'a>(&'a mut self, bytes: &[u8], start: usize) -> Result<(usize, Option<Answer<'a>>), Broken> {
         let Reading::Chunked(answer) = &mut self.reading else {
             return Ok((start, None));
         };
-        let (used, complete) =
-            answer
-                .decoder
-                .decode(&bytes[start..], &mut answer.body, PACKET_BYTES_MAX)?;
+        let (used, complete) = answer
+            .decoder
+            .decode(&bytes[start..], &mut answer.body, PACKET_BYTES_MAX)?;
         if !complete {
             return Ok((start + used, None));
         }
@@ -432,10 +420,7 @@ mod tests {
         let broken = |broken| vec![Seen::Broken(broken)];
         let table = [
             ("", vec![Seen::Closed]),
-            (
-                &format!("{OK}first"),
-                vec![answer(200, b"first"), Seen::Closed],
-            ),
+            (&format!("{OK}first"), vec![answer(200, b"first"), Seen::Closed]),
             (
                 &format!("{OK}first{OK}other{OK}\r\n\r\n\0"),
                 vec![
@@ -457,10 +442,7 @@ mod tests {
                     Seen::Closed,
                 ],
             ),
-            (
-                "HTTP/1.1 204 No Content\r\n\r\n",
-                vec![answer(204, b""), Seen::Closed],
-            ),
+            ("HTTP/1.1 204 No Content\r\n\r\n", vec![answer(204, b""), Seen::Closed]),
             (
                 &format!("{}first", OK.replace("Server: x", "Connection: close")),
                 vec![last_answer(200, b"first"), Seen::Closed],
@@ -470,31 +452,19 @@ mod tests {
                 vec![last_answer(200, b"first"), Seen::Closed],
             ),
             (
-                &format!(
-                    "{0}first{0}again",
-                    OK.replace("Server: x", "Connection: close")
-                ),
-                vec![
-                    last_answer(200, b"first"),
-                    last_answer(200, b"again"),
-                    Seen::Closed,
-                ],
+                &format!("{0}first{0}again", OK.replace("Server: x", "Connection: close")),
+                vec![last_answer(200, b"first"), last_answer(200, b"again"), Seen::Closed],
             ),
             // Interim answers are skipped, some of them.
             (
-                &format!(
-                    "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n{OK}first"
-                ),
+                &format!("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n{OK}first"),
                 vec![answer(200, b"first"), Seen::Closed],
             ),
             (
                 &format!("{0}{OK}first{0}{OK}again", "HTTP/1.1 102\r\n\r\n".repeat(8)),
                 vec![answer(200, b"first"), answer(200, b"again"), Seen::Closed],
             ),
-            (
-                &"HTTP/1.1 102\r\n\r\n".repeat(9),
-                broken(Broken::TooManyInterim),
-            ),
+            (&"HTTP/1.1 102\r\n\r\n".repeat(9), broken(Broken::TooManyInterim)),
             (
                 "HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\n",
                 broken(Broken::Switched),
@@ -512,38 +482,23 @@ mod tests {
             (&format!("{CHUNKED}10001\r\n"), broken(Broken::TooLarge)),
             (&format!("{CHUNKED}x\r\n"), broken(Broken::BadBody)),
             // The end of the connection as the end of the body, and as an accident.
-            (
-                "HTTP/1.1 200 OK\r\n\r\nall of it",
-                vec![last_answer(200, b"all of it")],
-            ),
-            (
-                "HTTP/1.0 502 Bad Gateway\r\n\r\n",
-                vec![last_answer(502, b"")],
-            ),
+            ("HTTP/1.1 200 OK\r\n\r\nall of it", vec![last_answer(200, b"all of it")]),
+            ("HTTP/1.0 502 Bad Gateway\r\n\r\n", vec![last_answer(502, b"")]),
             (&format!("{OK}firs"), broken(Broken::ClosedEarly)),
             (
                 &format!("{OK}first{OK}"),
                 vec![answer(200, b"first"), Seen::Broken(Broken::ClosedEarly)],
             ),
             ("HTTP/1.1 200", broken(Broken::ClosedEarly)),
-            (
-                &format!("{CHUNKED}5\r\nabcde\r\n0\r\n"),
-                broken(Broken::ClosedEarly),
-            ),
+            (&format!("{CHUNKED}5\r\nabcde\r\n0\r\n"), broken(Broken::ClosedEarly)),
             // Too large, told by the head.
             (&OK.replace(": 5", ": 65537"), broken(Broken::TooLarge)),
-            (
-                &OK.replace(": 5", ": 18446744073709551615"),
-                broken(Broken::TooLarge),
-            ),
+            (&OK.replace(": 5", ": 18446744073709551615"), broken(Broken::TooLarge)),
             (
                 &OK.replace(": 5", ": 5\r\nTransfer-Encoding: chunked"),
                 broken(Broken::Head(Malformed::BothLengths)),
             ),
-            (
-                "SSH-2.0-x\r\n",
-                broken(Broken::Head(Malformed::BadStatusLine)),
-            ),
+            ("SSH-2.0-x\r\n", broken(Broken::Head(Malformed::BadStatusLine))),
         ];
         for (input, expected) in table {
             assert_eq!(Caller::of(input.as_bytes()), expected, "{input:?}");
@@ -553,10 +508,7 @@ mod tests {
     #[test]
     fn bodies_are_bounded_also_without_a_length() {
         let fits = format!("HTTP/1.1 200 OK\r\n\r\n{}", "x".repeat(PACKET_BYTES_MAX));
-        assert_eq!(
-            Caller::of(fits.as_bytes()),
-            [last_answer(200, &fits.as_bytes()[19..])]
-        );
+        assert_eq!(Caller::of(fits.as_bytes()), [last_answer(200, &fits.as_bytes()[19..])]);
         assert_eq!(
             Caller::of(format!("{fits}x").as_bytes()),
             [Seen::Broken(Broken::TooLarge)]
@@ -570,15 +522,9 @@ mod tests {
         client.next(bytes.as_bytes()).unwrap();
         // Were it parsed, the status would be the one written in it.
         client.previous_status = 299;
-        assert_eq!(
-            client.next(bytes.as_bytes()).unwrap().1.unwrap().status,
-            299
-        );
+        assert_eq!(client.next(bytes.as_bytes()).unwrap().1.unwrap().status, 299);
         let other = bytes.replace("x", "y");
-        assert_eq!(
-            client.next(other.as_bytes()).unwrap().1.unwrap().status,
-            200
-        );
+        assert_eq!(client.next(other.as_bytes()).unwrap().1.unwrap().status, 200);
     }
 
     #[test]
@@ -592,8 +538,7 @@ mod tests {
             data: b"data",
         };
         prepare.encode(&mut packet);
-        let template =
-            RequestTemplate::new("peer.example:80", "/ilp?x=y", Some("a token:b")).unwrap();
+        let template = RequestTemplate::new("peer.example:80", "/ilp?x=y", Some("a token:b")).unwrap();
         let mut out = b"before".to_vec();
         let sooner = Timestamp::from_millis(1_767_607_870_000);
         template.write_request(&packet, (9, sooner), &mut out);
@@ -605,14 +550,8 @@ mod tests {
         );
         assert_eq!(head.host(), Some("peer.example:80"));
         assert_eq!(head.header("authorization"), Some(&b"Bearer a token:b"[..]));
-        assert_eq!(
-            head.header("content-type"),
-            Some(&b"application/octet-stream"[..])
-        );
-        assert_eq!(
-            head.header("accept"),
-            Some(&b"application/octet-stream"[..])
-        );
+        assert_eq!(head.header("content-type"), Some(&b"application/octet-stream"[..]));
+        assert_eq!(head.header("accept"), Some(&b"application/octet-stream"[..]));
         assert_eq!(head.framing(), Framing::Length(packet.len() as u64));
         let sent = Prepare::parse(&out[6 + head_bytes..]).unwrap();
         assert_eq!(
@@ -670,12 +609,8 @@ mod tests {
             "x\n".into(),
         ];
         let weights = [8, 4, 4, 4, 4, 4, 1, 1, 1, 1];
-        let choice = prop::strategy::Union::new_weighted(
-            weights
-                .into_iter()
-                .zip(pieces.into_iter().map(Just))
-                .collect(),
-        );
+        let choice =
+            prop::strategy::Union::new_weighted(weights.into_iter().zip(pieces.into_iter().map(Just)).collect());
         prop::collection::vec(choice, 0..8).prop_map(|pieces| pieces.concat().into_bytes())
     }
 

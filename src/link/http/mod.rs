@@ -92,10 +92,7 @@ mod tests {
 
     #[test]
     fn a_trickled_head_is_looked_at_once_per_line() {
-        let head = format!(
-            "GET / HTTP/1.1\r\nHost: h\r\nX: {}\r\n\r\n",
-            "x".repeat(5000)
-        );
+        let head = format!("GET / HTTP/1.1\r\nHost: h\r\nX: {}\r\n\r\n", "x".repeat(5000));
         let (mut progress, mut looks) = (Progress::default(), 0);
         for end in 1..=head.len() {
             if progress.is_worth_a_look(&head.as_bytes()[..end]) {

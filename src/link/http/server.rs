@@ -6,9 +6,7 @@
 
 use super::{Progress, REPEATED_HEAD_BYTES_MAX};
 use crate::wire::http::write::write_continue;
-use crate::wire::http::{
-    BodyError, ChunkedDecoder, Framing, Malformed, RequestHead, parse_request,
-};
+use crate::wire::http::{BodyError, ChunkedDecoder, Framing, Malformed, RequestHead, parse_request};
 
 /// One connection that a client has opened to us.
 ///
@@ -48,7 +46,9 @@ pub enum Incoming<'a> {
     },
     /// A request whose head is byte for byte that of the request before, for which
     /// [`HttpServer::remember`] was called. Another request may follow it.
-    Repeat { body: &'a [u8] },
+    Repeat {
+        body: &'a [u8],
+    },
 }
 
 /// Why a connection is given up. The answer has this status, and `Connection: close`.
@@ -102,11 +102,7 @@ impl HttpServer {
         body_max: impl Fn(&RequestHead<'_>) -> usize,
         out: &mut Vec<u8>,
     ) -> Result<(usize, Option<Incoming<'a>>), Refused> {
-        if self
-            .chunked
-            .as_ref()
-            .is_some_and(|request| request.complete)
-        {
+        if self.chunked.as_ref().is_some_and(|request| request.complete) {
             self.chunked = None;
         }
         if self.closing {
@@ -213,18 +209,13 @@ impl HttpServer {
     }
 
     /// Goes on with the chunks that begin at `start`.
-    fn next_chunks<'a>(
-        &'a mut self,
-        bytes: &[u8],
-        start: usize,
-    ) -> Result<(usize, Option<Incoming<'a>>), Refused> {
+    fn next_chunks<'a>(&'a mut self, bytes: &[u8], start: usize) -> Result<(usize, Option<Incoming<'a>>), Refused> {
         let Some(request) = &mut self.chunked else {
             return Ok((start, None));
         };
-        let (used, complete) =
-            request
-                .decoder
-                .decode(&bytes[start..], &mut request.body, request.body_max)?;
+        let (used, complete) = request
+            .decoder
+            .decode(&bytes[start..], &mut request.body, request.body_max)?;
         if !complete {
             return Ok((start + used, None));
         }
@@ -251,7 +242,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const HEAD: &str = "POST /accounts/alice/ilp HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer x\r\nContent-Length: 5\r\n\r\n";
+    const HEAD: &str =
+        "POST /accounts/alice/ilp HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer x\r\nContent-Length: 5\r\n\r\n";
 
     /// What came out of a connection, in order.
     #[derive(Debug, Clone, PartialEq)]
@@ -282,23 +274,17 @@ mod tests {
             self.kept.extend_from_slice(bytes);
             let mut at = 0;
             loop {
-                let body_max =
-                    |head: &RequestHead<'_>| if head.path() == "/rates" { 100 } else { 20 };
-                let (used, found) =
-                    match self.server.next(&self.kept[at..], body_max, &mut self.out) {
-                        Ok((0, None)) => break,
-                        Ok((used, None)) => (used, None),
-                        Ok((used, Some(Incoming::Request { head, body }))) => {
-                            (used, Some(request(head.target, body)))
-                        }
-                        Ok((used, Some(Incoming::Repeat { body }))) => {
-                            (used, Some(Seen::Repeat(body.to_vec())))
-                        }
-                        Err(refused) => {
-                            self.seen.push(Seen::Refused(refused));
-                            return;
-                        }
-                    };
+                let body_max = |head: &RequestHead<'_>| if head.path() == "/rates" { 100 } else { 20 };
+                let (used, found) = match self.server.next(&self.kept[at..], body_max, &mut self.out) {
+                    Ok((0, None)) => break,
+                    Ok((used, None)) => (used, None),
+                    Ok((used, Some(Incoming::Request { head, body }))) => (used, Some(request(head.target, body))),
+                    Ok((used, Some(Incoming::Repeat { body }))) => (used, Some(Seen::Repeat(body.to_vec()))),
+                    Err(refused) => {
+                        self.seen.push(Seen::Refused(refused));
+                        return;
+                    }
+                };
                 if found.is_some() {
                     self.server.remember();
                 }
@@ -367,10 +353,7 @@ mod tests {
         assert!(!is_repeat(&mut server, &other));
         assert!(!is_repeat(&mut server, &other));
         // Heads that say more than "the same again", or are long, never repeat.
-        for more in [
-            "Expect: 100-continue".to_owned(),
-            format!("X: {}", "x".repeat(1024)),
-        ] {
+        for more in ["Expect: 100-continue".to_owned(), format!("X: {}", "x".repeat(1024))] {
             let bytes = format!("{}{more}\r\n\r\nfirst", &HEAD[..HEAD.len() - 2]);
             assert!(!is_repeat(&mut server, &bytes));
             server.remember();
@@ -403,10 +386,7 @@ mod tests {
                 vec![request("/", b"")],
             ),
             (
-                &format!(
-                    "{}{get}",
-                    get.replace("\r\n\r\n", "\r\nConnection: close\r\n\r\n")
-                ),
+                &format!("{}{get}", get.replace("\r\n\r\n", "\r\nConnection: close\r\n\r\n")),
                 vec![request("/", b"")],
             ),
             (
@@ -433,15 +413,11 @@ mod tests {
                 refused(Refused::BodyTooLarge),
             ),
             (
-                &HEAD
-                    .replace("/accounts/alice/ilp", "/rates")
-                    .replace(": 5", ": 101"),
+                &HEAD.replace("/accounts/alice/ilp", "/rates").replace(": 5", ": 101"),
                 refused(Refused::BodyTooLarge),
             ),
             (
-                &HEAD
-                    .replace("/accounts/alice/ilp", "/rates")
-                    .replace(": 5", ": 100"),
+                &HEAD.replace("/accounts/alice/ilp", "/rates").replace(": 5", ": 100"),
                 vec![],
             ),
             (&format!("{chunked}15\r\n"), refused(Refused::BodyTooLarge)),
@@ -463,8 +439,7 @@ mod tests {
             (
                 &format!(
                     "{}{get}",
-                    HEAD.replace("/accounts/alice/ilp", "/rates")
-                        .replace(": 5", ": 27")
+                    HEAD.replace("/accounts/alice/ilp", "/rates").replace(": 5", ": 27")
                 ),
                 vec![request("/rates", get.as_bytes())],
             ),
@@ -496,10 +471,7 @@ mod tests {
         const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
         let waiting = HEAD.replace("Host", "Expect: 100-continue\r\nHost");
         let chunked = waiting.replace("Content-Length: 5", "Transfer-Encoding: chunked");
-        for (head, body) in [
-            (waiting.as_str(), "12345"),
-            (&chunked, "5\r\n12345\r\n0\r\n\r\n"),
-        ] {
+        for (head, body) in [(waiting.as_str(), "12345"), (&chunked, "5\r\n12345\r\n0\r\n\r\n")] {
             let mut caller = Caller::default();
             for round in 1..=2 {
                 caller.read(head.as_bytes());
@@ -508,17 +480,10 @@ mod tests {
                     caller.read(&[byte]);
                 }
                 assert_eq!(caller.out, CONTINUE.repeat(round), "only once");
-                assert_eq!(
-                    caller.seen,
-                    vec![request("/accounts/alice/ilp", b"12345"); round]
-                );
+                assert_eq!(caller.seen, vec![request("/accounts/alice/ilp", b"12345"); round]);
             }
             caller.read(format!("{head}{body}").as_bytes());
-            assert_eq!(
-                caller.out,
-                CONTINUE.repeat(2),
-                "who sent the body does not wait"
-            );
+            assert_eq!(caller.out, CONTINUE.repeat(2), "who sent the body does not wait");
         }
         assert!(Caller::of(&waiting.replace("/1.1", "/1.0")).out.is_empty());
         assert!(Caller::of(&waiting.replace(": 5", ": 0")).out.is_empty());
@@ -552,12 +517,8 @@ mod tests {
             "x\n".into(),
         ];
         let weights = [8, 4, 4, 4, 4, 1, 1, 1, 1, 1];
-        let choice = prop::strategy::Union::new_weighted(
-            weights
-                .into_iter()
-                .zip(pieces.into_iter().map(Just))
-                .collect(),
-        );
+        let choice =
+            prop::strategy::Union::new_weighted(weights.into_iter().zip(pieces.into_iter().map(Just)).collect());
         prop::collection::vec(choice, 0..8).prop_map(|pieces| pieces.concat().into_bytes())
     }
 

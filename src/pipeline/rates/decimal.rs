@@ -96,9 +96,7 @@ impl Decimal {
         let exponent = power
             .checked_add(trailing_zeros as i32 - fraction.len() as i32)
             .ok_or(OutOfRange)?;
-        let magnitude = exponent
-            .checked_add(significant.len() as i32 - 1)
-            .ok_or(OutOfRange)?;
+        let magnitude = exponent.checked_add(significant.len() as i32 - 1).ok_or(OutOfRange)?;
         if !(-DECIMAL_MAGNITUDE_MAX..=DECIMAL_MAGNITUDE_MAX).contains(&magnitude) {
             return Err(OutOfRange);
         }

@@ -26,9 +26,7 @@ impl Default for Keys {
         let mut bytes = [0; size_of::<u128>() * (WORDS_MAX + 1)];
         getrandom::fill(&mut bytes).expect("the kernel hands out random bytes");
         let (keys, _) = bytes.as_chunks();
-        Self(Arc::new(std::array::from_fn(|index| {
-            u128::from_ne_bytes(keys[index])
-        })))
+        Self(Arc::new(std::array::from_fn(|index| u128::from_ne_bytes(keys[index]))))
     }
 }
 
@@ -52,9 +50,7 @@ impl Keys {
     /// The hash of a whole text of at most [`ADDRESS_BYTES_MAX`] bytes.
     pub(super) fn hash(&self, text: &[u8]) -> u32 {
         let words = text.chunks(WORD_BYTES).map(read_word).enumerate();
-        Self::finish(words.fold(self.start(), |sum, (index, word)| {
-            self.add(sum, index, word)
-        }))
+        Self::finish(words.fold(self.start(), |sum, (index, word)| self.add(sum, index, word)))
     }
 }
 
@@ -69,9 +65,7 @@ pub(super) fn slot_hash(hash: u32) -> u64 {
 pub(super) fn read_word(bytes: &[u8]) -> u64 {
     match bytes.first_chunk() {
         Some(word) => u64::from_le_bytes(*word),
-        None => bytes
-            .iter()
-            .rfold(0, |word, &byte| word << 8 | u64::from(byte)),
+        None => bytes.iter().rfold(0, |word, &byte| word << 8 | u64::from(byte)),
     }
 }
 
@@ -102,10 +96,7 @@ mod tests {
                     let mut bytes = [others; WORD_BYTES];
                     bytes[place] = byte;
                     let expected = bytes.map(|byte| if byte == b'.' { 0x80 } else { 0 });
-                    assert_eq!(
-                        find_dots(u64::from_le_bytes(bytes)),
-                        u64::from_le_bytes(expected)
-                    );
+                    assert_eq!(find_dots(u64::from_le_bytes(bytes)), u64::from_le_bytes(expected));
                 }
             }
         }

@@ -42,8 +42,7 @@ impl Records {
             self.bytes.reserve_exact(self.bytes.len() / 8 + length);
         }
         self.bytes.extend_from_slice(&next_hop.get().to_le_bytes());
-        self.bytes
-            .extend_from_slice(&(prefix.len() as u16).to_le_bytes());
+        self.bytes.extend_from_slice(&(prefix.len() as u16).to_le_bytes());
         self.bytes.extend_from_slice(prefix.as_bytes());
         at
     }

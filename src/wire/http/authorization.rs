@@ -75,11 +75,7 @@ impl Credentials<'_> {
     ///
     /// The secret may be the whole value; or what follows the user and a colon; or that, with `%3A`
     /// read as a colon. Basic always names its user.
-    pub fn matches(
-        &self,
-        username_matches: impl Fn(&str) -> bool,
-        secret_equals: impl Fn(&[u8]) -> bool,
-    ) -> bool {
+    pub fn matches(&self, username_matches: impl Fn(&str) -> bool, secret_equals: impl Fn(&[u8]) -> bool) -> bool {
         let equals = |secret: &str| !secret.is_empty() & secret_equals(secret.as_bytes());
         let pair_equals = |pair: &str| match pair.split_once(':') {
             Some((username, secret)) if username_matches(username) => equals(secret),
@@ -143,21 +139,11 @@ mod tests {
             ("Bearer bob%3Aalice-pw", "alice-pw", false, Some("bob")),
             ("Bearer pass:word", "pass:word", true, Some("pass")),
             ("Bearer alice:pass:word", "pass:word", true, Some("alice")),
-            (
-                "Bearer alice%3Apass%3Aword",
-                "pass:word",
-                true,
-                Some("alice"),
-            ),
+            ("Bearer alice%3Apass%3Aword", "pass:word", true, Some("alice")),
             ("Bearer alice:pa%3Ass", "pa%3Ass", true, Some("alice")),
             ("Bearer alice:pa%3Ass", "pa:ss", true, Some("alice")),
             ("Bearer alice%3Aa:b", "a:b", true, Some("alice")),
-            (
-                "Bearer default account holder",
-                "default account holder",
-                true,
-                None,
-            ),
+            ("Bearer default account holder", "default account holder", true, None),
             (
                 "Bearer alice:default account holder",
                 "default account holder",
@@ -167,25 +153,10 @@ mod tests {
             ("Bearer alice:", "", false, Some("alice")),
             ("Bearer alice-pw ", "alice-pw", false, None),
             ("Bearer ALICE-PW", "alice-pw", false, None),
-            (
-                "Basic YWxpY2U6YWxpY2UtcHc=",
-                "alice-pw",
-                true,
-                Some("alice"),
-            ),
-            (
-                "basic YWxpY2U6YWxpY2UtcHc=",
-                "alice-pw",
-                true,
-                Some("alice"),
-            ),
+            ("Basic YWxpY2U6YWxpY2UtcHc=", "alice-pw", true, Some("alice")),
+            ("basic YWxpY2U6YWxpY2UtcHc=", "alice-pw", true, Some("alice")),
             ("Basic Ym9iOmFsaWNlLXB3", "alice-pw", false, Some("bob")),
-            (
-                "Basic YWxpY2U6cGFzczp3b3Jk",
-                "pass:word",
-                true,
-                Some("alice"),
-            ),
+            ("Basic YWxpY2U6cGFzczp3b3Jk", "pass:word", true, Some("alice")),
         ];
         for (value, token, accepted, names) in table {
             let credentials = parse_authorization(value.as_bytes()).expect(value);
@@ -199,10 +170,7 @@ mod tests {
                 credentials.bearer().is_some(),
                 value.to_lowercase().starts_with("bearer")
             );
-            assert!(
-                !format!("{credentials:?}").contains("pw"),
-                "no secret in a log"
-            );
+            assert!(!format!("{credentials:?}").contains("pw"), "no secret in a log");
         }
     }
 
@@ -235,10 +203,7 @@ mod tests {
     fn empty_secret_matches_nothing() {
         for value in ["Bearer alice:", "Bearer alice%3A", "Basic YWxpY2U6"] {
             let credentials = parse_authorization(value.as_bytes()).unwrap();
-            assert!(
-                !credentials.matches(|_| true, |secret| secret.is_empty()),
-                "{value}"
-            );
+            assert!(!credentials.matches(|_| true, |secret| secret.is_empty()), "{value}");
         }
     }
 

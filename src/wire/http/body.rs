@@ -68,12 +68,7 @@ impl ChunkedDecoder {
     /// Decodes from the start of `input` and appends data to `out`, which holds what earlier calls
     /// have appended; `max` bounds the body in bytes. Returns how many bytes of `input` are used up,
     /// and whether the body is complete: until then that is all of them.
-    pub fn decode(
-        &mut self,
-        input: &[u8],
-        out: &mut Vec<u8>,
-        max: usize,
-    ) -> Result<(usize, bool), BodyError> {
+    pub fn decode(&mut self, input: &[u8], out: &mut Vec<u8>, max: usize) -> Result<(usize, bool), BodyError> {
         let mut at = 0;
         while self.state != State::Done {
             let Some(&byte) = input.get(at) else {
@@ -96,9 +91,7 @@ impl ChunkedDecoder {
                 return Err(BodyError::TooLarge);
             }
             self.state = self.step(byte)?;
-            if self.state == State::Data
-                && self.remaining > (max as u64).saturating_sub(self.data_bytes)
-            {
+            if self.state == State::Data && self.remaining > (max as u64).saturating_sub(self.data_bytes) {
                 return Err(BodyError::TooLarge);
             }
             at += 1;
@@ -122,9 +115,7 @@ impl ChunkedDecoder {
             (State::Trailer, b'\r') => State::EndLf,
             (State::EndLf, b'\n') => State::Done,
             (State::TrailerName, b':') => State::TrailerValue,
-            (State::Trailer | State::TrailerName, _) if !token(&[byte]).is_empty() => {
-                State::TrailerName
-            }
+            (State::Trailer | State::TrailerName, _) if !token(&[byte]).is_empty() => State::TrailerName,
             (State::TrailerValue, b'\r') => State::TrailerLf,
             (State::TrailerValue, _) if is_value_byte(byte) => State::TrailerValue,
             (State::TrailerLf, b'\n') => State::Trailer,
@@ -208,20 +199,15 @@ mod tests {
             ("ffffffffffffffff\r\n", Err(TooLarge)),
         ];
         for (input, expected) in table {
-            let expected = expected.map(|found| {
-                found.map(|(data, rest)| (data.as_bytes().to_vec(), input.len() - rest.len()))
-            });
+            let expected =
+                expected.map(|found| found.map(|(data, rest)| (data.as_bytes().to_vec(), input.len() - rest.len())));
             assert_eq!(decode(input.as_bytes()), expected, "{input:?}");
         }
     }
 
     #[test]
     fn the_limit_counts_all_chunks() {
-        let fits = format!(
-            "{0:x}\r\n{1}\r\n1\r\nx\r\n0\r\n\r\n",
-            MAX - 1,
-            "y".repeat(MAX - 1)
-        );
+        let fits = format!("{0:x}\r\n{1}\r\n1\r\nx\r\n0\r\n\r\n", MAX - 1, "y".repeat(MAX - 1));
         assert_eq!(decode(fits.as_bytes()).unwrap().unwrap().0.len(), MAX);
         let beyond = fits.replace("1\r\nx\r\n", "2\r\nxx\r\n");
         assert_eq!(decode(beyond.as_bytes()), Err(BodyError::TooLarge));

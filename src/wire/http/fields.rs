@@ -200,11 +200,7 @@ pub(super) fn elements(value: &[u8]) -> impl Iterator<Item = &[u8]> {
 
 /// The offset behind the CR LF that must stand at `at`; `None` while it has not arrived whole.
 /// `otherwise` is the fault if another byte stands there.
-pub(super) fn end_of_line(
-    bytes: &[u8],
-    at: usize,
-    otherwise: Malformed,
-) -> Result<Option<usize>, Malformed> {
+pub(super) fn end_of_line(bytes: &[u8], at: usize, otherwise: Malformed) -> Result<Option<usize>, Malformed> {
     match (bytes.get(at), bytes.get(at + 1)) {
         (None, _) | (Some(b'\r'), None) => Ok(None),
         (Some(b'\r'), Some(b'\n')) => Ok(Some(at + 2)),
@@ -363,19 +359,13 @@ mod tests {
             (b"1,1", None),
         ];
         for (text, expected) in table {
-            assert_eq!(
-                parse_decimal(text),
-                expected,
-                "{:?}",
-                String::from_utf8_lossy(text)
-            );
+            assert_eq!(parse_decimal(text), expected, "{:?}", String::from_utf8_lossy(text));
         }
     }
 
     #[test]
     fn looking_up() {
-        let bytes =
-            b"Host: h\r\nA:1\r\nX-List: a , ,b\t\r\na:\t 2 \r\nx-list:C\r\nempty:\r\n\r\nrest";
+        let bytes = b"Host: h\r\nA:1\r\nX-List: a , ,b\t\r\na:\t 2 \r\nx-list:C\r\nempty:\r\n\r\nrest";
         let (fields, end) = Fields::parse(bytes, 0).unwrap().unwrap();
         assert_eq!(&bytes[end..], b"rest");
         assert_eq!(fields.iter().count(), 6);

@@ -71,9 +71,7 @@ impl<'a> RequestHead<'a> {
     /// Host and port the client meant: of the target if it is absolute, else of Host
     /// (RFC 9112 section 3.2.2).
     pub fn host(&self) -> Option<&'a str> {
-        split_target(self.target)
-            .0
-            .or_else(|| self.fields.only("host"))
+        split_target(self.target).0.or_else(|| self.fields.only("host"))
     }
 
     /// The value of the first field of that name, in any case.
@@ -253,10 +251,7 @@ fn request(bytes: &[u8]) -> Result<Option<(RequestHead<'_>, usize)>, Malformed> 
         b"OPTIONS" => Method::Options,
         _ => Method::Other,
     };
-    let version_minor = version_minor(
-        &bytes[version_start..version_end],
-        Malformed::BadRequestLine,
-    )?;
+    let version_minor = version_minor(&bytes[version_start..version_end], Malformed::BadRequestLine)?;
     let target = std::str::from_utf8(target).map_err(|_| Malformed::BadRequestLine)?;
     if !is_target(target, method) {
         return Err(Malformed::BadRequestLine);
@@ -419,13 +414,7 @@ mod tests {
             ("GET", "/a%20b/?x=/y?z", "/a%20b/", Some("x=/y?z"), "h"),
             ("GET", "//two", "//two", None, "h"),
             ("GET", "/?", "/", Some(""), "h"),
-            (
-                "GET",
-                "http://other:80/a/b?c",
-                "/a/b",
-                Some("c"),
-                "other:80",
-            ),
+            ("GET", "http://other:80/a/b?c", "/a/b", Some("c"), "other:80"),
             ("GET", "HTTPS://other", "/", None, "other"),
             ("GET", "http://other?c", "/", Some("c"), "other"),
             ("OPTIONS", "*", "*", None, "h"),
@@ -477,12 +466,7 @@ mod tests {
             ("HTTP/1.1", "Transfer-Encoding: Chunked\r\n", Chunked, true),
             ("HTTP/1.1", "Connection: close\r\n", None, false),
             ("HTTP/1.1", "Connection: keep-alive, Close\r\n", None, false),
-            (
-                "HTTP/1.1",
-                "Connection: TE\r\nConnection: close\r\n",
-                None,
-                false,
-            ),
+            ("HTTP/1.1", "Connection: TE\r\nConnection: close\r\n", None, false),
             ("HTTP/1.1", "Connection: closed\r\n", None, true),
             ("HTTP/1.0", "", None, false),
             ("HTTP/1.0", "Connection: keep-alive\r\n", None, false),
@@ -508,28 +492,133 @@ mod tests {
         const STRICT: bool = false;
         let table: [(&[u8], Malformed, u16, bool); 51] = [
             // Two lengths: one reader believes the first, another the second.
-            (b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n", BothLengths, 400, LAX),
-            (b"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\n", BothLengths, 400, LAX),
-            (b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\n", RepeatedLength, 400, LAX),
-            (b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\nContent-Length: 3\r\n\r\n", RepeatedLength, 400, LAX),
-            (b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 3, 3\r\n\r\n", BadContentLength, 400, LAX),
-            (b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: +3\r\n\r\n", BadContentLength, 400, LAX),
-            (b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: -3\r\n\r\n", BadContentLength, 400, LAX),
-            (b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 0x3\r\n\r\n", BadContentLength, 400, LAX),
-            (b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 3 3\r\n\r\n", BadContentLength, 400, LAX),
-            (b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length:\r\n\r\n", BadContentLength, 400, LAX),
-            (b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 18446744073709551616\r\n\r\n", BadContentLength, 400, LAX),
+            (
+                b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n",
+                BothLengths,
+                400,
+                LAX,
+            ),
+            (
+                b"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\n",
+                BothLengths,
+                400,
+                LAX,
+            ),
+            (
+                b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\n",
+                RepeatedLength,
+                400,
+                LAX,
+            ),
+            (
+                b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\nContent-Length: 3\r\n\r\n",
+                RepeatedLength,
+                400,
+                LAX,
+            ),
+            (
+                b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 3, 3\r\n\r\n",
+                BadContentLength,
+                400,
+                LAX,
+            ),
+            (
+                b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: +3\r\n\r\n",
+                BadContentLength,
+                400,
+                LAX,
+            ),
+            (
+                b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: -3\r\n\r\n",
+                BadContentLength,
+                400,
+                LAX,
+            ),
+            (
+                b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 0x3\r\n\r\n",
+                BadContentLength,
+                400,
+                LAX,
+            ),
+            (
+                b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 3 3\r\n\r\n",
+                BadContentLength,
+                400,
+                LAX,
+            ),
+            (
+                b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length:\r\n\r\n",
+                BadContentLength,
+                400,
+                LAX,
+            ),
+            (
+                b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 18446744073709551616\r\n\r\n",
+                BadContentLength,
+                400,
+                LAX,
+            ),
             // Codings that one reader takes for chunked and another not.
-            (b"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: gzip, chunked\r\n\r\n", UnknownTransferCoding, 501, LAX),
-            (b"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked, identity\r\n\r\n", UnknownTransferCoding, 501, LAX),
-            (b"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: xchunked\r\n\r\n", UnknownTransferCoding, 501, LAX),
-            (b"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: \"chunked\"\r\n\r\n", UnknownTransferCoding, 501, LAX),
-            (b"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked;q=1\r\n\r\n", UnknownTransferCoding, 501, LAX),
-            (b"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding:\r\n\r\n", UnknownTransferCoding, 501, LAX),
-            (b"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n", UnknownTransferCoding, 501, LAX),
-            (b"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: x\r\n\r\n", UnknownTransferCoding, 501, LAX),
-            (b"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: \x0bchunked\r\n\r\n", BadHeader, 400, STRICT),
-            (b"POST / HTTP/1.0\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n", CodedOldVersion, 400, LAX),
+            (
+                b"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
+                UnknownTransferCoding,
+                501,
+                LAX,
+            ),
+            (
+                b"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked, identity\r\n\r\n",
+                UnknownTransferCoding,
+                501,
+                LAX,
+            ),
+            (
+                b"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: xchunked\r\n\r\n",
+                UnknownTransferCoding,
+                501,
+                LAX,
+            ),
+            (
+                b"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: \"chunked\"\r\n\r\n",
+                UnknownTransferCoding,
+                501,
+                LAX,
+            ),
+            (
+                b"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked;q=1\r\n\r\n",
+                UnknownTransferCoding,
+                501,
+                LAX,
+            ),
+            (
+                b"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding:\r\n\r\n",
+                UnknownTransferCoding,
+                501,
+                LAX,
+            ),
+            (
+                b"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n",
+                UnknownTransferCoding,
+                501,
+                LAX,
+            ),
+            (
+                b"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: x\r\n\r\n",
+                UnknownTransferCoding,
+                501,
+                LAX,
+            ),
+            (
+                b"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: \x0bchunked\r\n\r\n",
+                BadHeader,
+                400,
+                STRICT,
+            ),
+            (
+                b"POST / HTTP/1.0\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n",
+                CodedOldVersion,
+                400,
+                LAX,
+            ),
             // Lines whose end or name is in dispute.
             (b"POST / HTTP/1.1\nHost: h\r\n\r\n", BareLf, 400, LAX),
             (b"POST / HTTP/1.1\r\nHost: h\nX: y\r\n\r\n", BareLf, 400, LAX),
@@ -539,15 +628,50 @@ mod tests {
             (b"POST / HTTP/1.1\r\nHost: h\rX: y\r\n\r\n", BareCr, 400, STRICT),
             (b"POST / HTTP/1.1\r\nHost: h\r\n\rX", BareCr, 400, STRICT),
             (b"POST / HTTP/1.1\r\nHost: h\r\n folded\r\n\r\n", ObsFold, 400, STRICT),
-            (b"POST / HTTP/1.1\r\nHost: h\r\n\tContent-Length: 3\r\n\r\n", ObsFold, 400, STRICT),
+            (
+                b"POST / HTTP/1.1\r\nHost: h\r\n\tContent-Length: 3\r\n\r\n",
+                ObsFold,
+                400,
+                STRICT,
+            ),
             (b"POST / HTTP/1.1\r\n Host: h\r\n\r\n", ObsFold, 400, STRICT),
-            (b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length : 3\r\n\r\n", BadHeader, 400, STRICT),
-            (b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length\t: 3\r\n\r\n", BadHeader, 400, STRICT),
-            (b"POST / HTTP/1.1\r\nHost: h\r\nno colon\r\n\r\n", BadHeader, 400, STRICT),
-            (b"POST / HTTP/1.1\r\nHost: h\r\n: no name\r\n\r\n", BadHeader, 400, STRICT),
+            (
+                b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length : 3\r\n\r\n",
+                BadHeader,
+                400,
+                STRICT,
+            ),
+            (
+                b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length\t: 3\r\n\r\n",
+                BadHeader,
+                400,
+                STRICT,
+            ),
+            (
+                b"POST / HTTP/1.1\r\nHost: h\r\nno colon\r\n\r\n",
+                BadHeader,
+                400,
+                STRICT,
+            ),
+            (
+                b"POST / HTTP/1.1\r\nHost: h\r\n: no name\r\n\r\n",
+                BadHeader,
+                400,
+                STRICT,
+            ),
             (b"POST / HTTP/1.1\r\nHost: h\r\nX: a\0b\r\n\r\n", BadHeader, 400, STRICT),
-            (b"POST / HTTP/1.1\r\nHost: h\r\nX: a\x7fb\r\n\r\n", BadHeader, 400, STRICT),
-            (b"POST / HTTP/1.1\r\nHost: h\r\nX\xc4: a\r\n\r\n", BadHeader, 400, STRICT),
+            (
+                b"POST / HTTP/1.1\r\nHost: h\r\nX: a\x7fb\r\n\r\n",
+                BadHeader,
+                400,
+                STRICT,
+            ),
+            (
+                b"POST / HTTP/1.1\r\nHost: h\r\nX\xc4: a\r\n\r\n",
+                BadHeader,
+                400,
+                STRICT,
+            ),
             // Who is meant.
             (b"GET / HTTP/1.1\r\n\r\n", MissingHost, 400, LAX),
             (b"GET / HTTP/1.1\r\nHost: a\r\nhost: a\r\n\r\n", TwoHosts, 400, LAX),
@@ -562,7 +686,12 @@ mod tests {
             (b"\r\n\r\nGET / HTTP/1.1\r\nHost: h\r\n\r\n", BadRequestLine, 400, LAX),
             (b"GET / HTTP/1.2\r\nHost: h\r\n\r\n", UnsupportedVersion, 505, STRICT),
             (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", UnsupportedVersion, 505, STRICT),
-            (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", BadRequestLine, 400, STRICT), // TLS
+            (
+                b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+                BadRequestLine,
+                400,
+                STRICT,
+            ), // TLS
         ];
         for (bytes, expected, status, lax) in table {
             let shown = String::from_utf8_lossy(bytes);
@@ -576,16 +705,9 @@ mod tests {
 
     #[test]
     fn limits() {
-        let with_headers = |count| {
-            format!(
-                "GET / HTTP/1.1\r\nHost: h\r\n{}\r\n",
-                "A: b\r\n".repeat(count - 1)
-            )
-        };
+        let with_headers = |count| format!("GET / HTTP/1.1\r\nHost: h\r\n{}\r\n", "A: b\r\n".repeat(count - 1));
         request_of(&with_headers(HEADERS_MAX));
-        let error = parse_request(with_headers(HEADERS_MAX + 1).as_bytes())
-            .err()
-            .unwrap();
+        let error = parse_request(with_headers(HEADERS_MAX + 1).as_bytes()).err().unwrap();
         assert_eq!((error, error.status()), (Malformed::TooManyHeaders, 431));
 
         let with_bytes = |count: usize| {
@@ -597,10 +719,7 @@ mod tests {
         let error = parse_request(too_long.as_bytes()).err().unwrap();
         assert_eq!((error, error.status()), (Malformed::HeadTooLong, 431));
         // The verdict falls as soon as that many bytes are there without an end.
-        assert_eq!(
-            parse_request(&too_long.as_bytes()[..HEAD_BYTES_MAX]).err(),
-            Some(error)
-        );
+        assert_eq!(parse_request(&too_long.as_bytes()[..HEAD_BYTES_MAX]).err(), Some(error));
         assert!(
             parse_request(&too_long.as_bytes()[..HEAD_BYTES_MAX - 1])
                 .unwrap()
@@ -616,14 +735,8 @@ mod tests {
              Sec-WebSocket-Version: 13\r\nSec-WebSocket-Protocol: x, btp\r\nSec-WebSocket-Protocol: y\r\n",
         );
         let upgrade = request_of(&whole).upgrade_websocket().unwrap();
-        assert_eq!(
-            (upgrade.key, upgrade.version),
-            ("SGVsbG8sIHdvcmxkIQ==", Some(13))
-        );
-        assert_eq!(
-            upgrade.subprotocols().collect::<Vec<_>>(),
-            ["x", "btp", "y"]
-        );
+        assert_eq!((upgrade.key, upgrade.version), ("SGVsbG8sIHdvcmxkIQ==", Some(13)));
+        assert_eq!(upgrade.subprotocols().collect::<Vec<_>>(), ["x", "btp", "y"]);
         assert!(upgrade.offers("btp") && !upgrade.offers("BTP"));
 
         let bare = text("Connection: upgrade\r\nUpgrade: h2c\r\nUpgrade: websocket\r\n");
@@ -637,21 +750,10 @@ mod tests {
             "Connection: Upgrade\r\nUpgrade: websocket\r\nContent-Length: 5\r\n",
         ];
         for fields in not {
-            assert!(
-                request_of(&text(fields)).upgrade_websocket().is_none(),
-                "{fields:?}"
-            );
+            assert!(request_of(&text(fields)).upgrade_websocket().is_none(), "{fields:?}");
         }
-        assert!(
-            request_of(&whole.replace("GET", "POST"))
-                .upgrade_websocket()
-                .is_none()
-        );
-        assert!(
-            request_of(&whole.replace("/1.1", "/1.0"))
-                .upgrade_websocket()
-                .is_none()
-        );
+        assert!(request_of(&whole.replace("GET", "POST")).upgrade_websocket().is_none());
+        assert!(request_of(&whole.replace("/1.1", "/1.0")).upgrade_websocket().is_none());
     }
 
     #[test]
@@ -674,51 +776,21 @@ mod tests {
     fn responses() {
         use Framing::{Chunked, Length, None, UntilClose};
         let table = [
-            (
-                "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n",
-                200,
-                Length(5),
-                true,
-            ),
-            (
-                "HTTP/1.1 200\r\nContent-Length: 5\r\n",
-                200,
-                Length(5),
-                true,
-            ),
-            (
-                "HTTP/1.1 200 \r\nContent-Length: 0\r\n",
-                200,
-                Length(0),
-                true,
-            ),
+            ("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n", 200, Length(5), true),
+            ("HTTP/1.1 200\r\nContent-Length: 5\r\n", 200, Length(5), true),
+            ("HTTP/1.1 200 \r\nContent-Length: 0\r\n", 200, Length(0), true),
             (
                 "HTTP/1.1 404 Nicht gefunden\u{fc}\r\nContent-Length: 5\r\nConnection: close\r\n",
                 404,
                 Length(5),
                 false,
             ),
-            (
-                "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n",
-                200,
-                Chunked,
-                true,
-            ),
+            ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n", 200, Chunked, true),
             ("HTTP/1.1 200 OK\r\n", 200, UntilClose, false),
             ("HTTP/1.1 100 Continue\r\n", 100, None, true),
             ("HTTP/1.1 204 No Content\r\n", 204, None, true),
-            (
-                "HTTP/1.1 304 Not Modified\r\nContent-Length: 5\r\n",
-                304,
-                None,
-                true,
-            ),
-            (
-                "HTTP/1.0 200 OK\r\nContent-Length: 5\r\n",
-                200,
-                Length(5),
-                false,
-            ),
+            ("HTTP/1.1 304 Not Modified\r\nContent-Length: 5\r\n", 304, None, true),
+            ("HTTP/1.0 200 OK\r\nContent-Length: 5\r\n", 200, Length(5), false),
             (
                 "HTTP/1.0 200 OK\r\nContent-Length: 5\r\nConnection: keep-alive\r\n",
                 200,
@@ -785,8 +857,7 @@ mod tests {
         let first = prop::sample::select(first_lines);
         let faults = prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..2);
         (first, prop::collection::vec(pieces, 0..6), faults).prop_map(|(first, lines, faults)| {
-            let mut bytes =
-                format!("{first}\r\nHost: h\r\n{}\r\n\r\nbody", lines.join("\r\n")).into_bytes();
+            let mut bytes = format!("{first}\r\nHost: h\r\n{}\r\n\r\nbody", lines.join("\r\n")).into_bytes();
             for (index, byte) in faults {
                 let index = index.index(bytes.len());
                 bytes[index] = byte;

@@ -24,7 +24,6 @@ pub use authorization::{Credentials, parse_authorization};
 pub use body::{BodyError, ChunkedDecoder};
 pub use fields::{Fields, HEADERS_MAX};
 pub use head::{
-    Framing, HEAD_BYTES_MAX, Method, RequestHead, ResponseHead, WebSocketUpgrade, parse_request,
-    parse_response,
+    Framing, HEAD_BYTES_MAX, Method, RequestHead, ResponseHead, WebSocketUpgrade, parse_request, parse_response,
 };
 pub use malformed::Malformed;

@@ -9,8 +9,7 @@ use super::fields::is_value_byte;
 
 /// Appends the answer to a packet: 200 with the reply's bytes.
 pub fn write_ok_packet(out: &mut Vec<u8>, packet: &[u8], keep_alive: bool) {
-    const START: &[u8] =
-        b"HTTP/1.1 200 OK\r\ncontent-type: application/octet-stream\r\ncontent-length: ";
+    const START: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-type: application/octet-stream\r\ncontent-length: ";
     out.reserve(START.len() + DECIMAL_BYTES_MAX + CLOSE.len() + packet.len() + 8);
     out.extend_from_slice(START);
     write_decimal(out, packet.len() as u64);
@@ -114,11 +113,7 @@ const DECIMAL_BYTES_MAX: usize = 20;
 
 /// A value may repeat what a client sent, such as a name: it must not be able to add a line.
 fn write_value(out: &mut Vec<u8>, value: &str) {
-    out.extend(
-        value
-            .bytes()
-            .map(|byte| if is_value_byte(byte) { byte } else { b' ' }),
-    );
+    out.extend(value.bytes().map(|byte| if is_value_byte(byte) { byte } else { b' ' }));
 }
 
 #[cfg(test)]
@@ -142,15 +137,7 @@ mod tests {
         let written = |status, body: &[u8], keep_alive, head_only| {
             let mut out = Vec::new();
             let headers = [("allow", "GET, POST"), ("x", "a\r\ninjected: 1\0")];
-            write_response(
-                &mut out,
-                status,
-                reason(status),
-                &headers,
-                body,
-                keep_alive,
-                head_only,
-            );
+            write_response(&mut out, status, reason(status), &headers, body, keep_alive, head_only);
             String::from_utf8(out).unwrap()
         };
         let fields = "\r\nallow: GET, POST\r\nx: a  injected: 1 ";
