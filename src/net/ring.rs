@@ -81,6 +81,7 @@ enum Operation {
     Connect,
     Timeout,
     Cancel,
+    Wake,
 }
 
 impl Operation {
@@ -96,6 +97,7 @@ impl Operation {
             3 => Self::Connect,
             4 => Self::Timeout,
             5 => Self::Cancel,
+            6 => Self::Wake,
             other => unreachable!("the kernel returns our own user data, not {other}"),
         };
         (
@@ -161,6 +163,9 @@ pub struct Ring {
     /// Microseconds of the caller's clock for which a timeout is armed already.
     wake_at_us: Option<u64>,
     timespec: Box<types::Timespec>,
+    /// Raised by other threads; a read of it is always in the kernel, so that it ends our sleep like any completion.
+    wake_fd: RawFd,
+    wake_count: Box<[u8; 8]>,
     /// The last words about sockets that are gone, told at the end of a turn, and their slots.
     gone: Vec<(u32, Completion)>,
     /// Slots of sockets whose last word has been told. They are free with the next turn: a connection that was accepted
@@ -207,7 +212,8 @@ impl Unsupported {
 }
 
 impl Ring {
-    /// Sets up the ring on the thread that will use it: it accepts submissions from no other.
+    /// Sets up the ring on the thread that will use it: it accepts submissions from no other. `wake_fd` is an eventfd
+    /// that other threads raise to wake this one; it must stay open as long as the ring.
     pub fn new(wake_fd: RawFd) -> Result<Self, Unsupported> {
         let ring: IoUring = IoUring::builder()
             .setup_single_issuer()
@@ -220,8 +226,7 @@ impl Ring {
             Some(libc::EINVAL) => Unsupported::too_old("provided buffer rings", error),
             _ => Unsupported::Other(error),
         })?;
-        ring.submitter().register_eventfd(wake_fd).map_err(Unsupported::Other)?;
-        Ok(Self {
+        let mut ring = Self {
             ring,
             buffers,
             queues: SendQueues::default(),
@@ -232,9 +237,20 @@ impl Ring {
             accepting: true,
             wake_at_us: None,
             timespec: Box::new(types::Timespec::new()),
+            wake_fd,
+            wake_count: Box::new([0; 8]),
             gone: Vec::new(),
             told: Vec::new(),
-        })
+        };
+        ring.listen_for_wakes();
+        Ok(ring)
+    }
+
+    fn listen_for_wakes(&mut self) {
+        let entry = opcode::Read::new(types::Fd(self.wake_fd), self.wake_count.as_mut_ptr(), 8)
+            .build()
+            .user_data(Operation::Wake.user_data(0, 0));
+        self.push(entry);
     }
 
     /// How many sockets are open.
@@ -412,7 +428,7 @@ impl Ring {
         self.buffers.give_back(buffer);
     }
 
-    /// Sees to it that the eventfd is raised at `deadline_us` at the latest; both on the caller's clock.
+    /// Ends a sleep at `deadline_us` at the latest; both on the caller's clock.
     pub fn wake_at(&mut self, now_us: u64, deadline_us: u64) {
         if self
             .wake_at_us
@@ -431,8 +447,9 @@ impl Ring {
         self.wake_at_us = Some(deadline_us);
     }
 
-    /// Submits what the last turn queued and gathers what has happened. Never waits.
-    pub fn turn(&mut self, completions: &mut Vec<Completion>) {
+    /// Submits what was queued since the last turn and gathers what has happened. With `wait`, sleeps until something
+    /// has: a completion, a timeout of [`Self::wake_at`], or another thread that wakes the shard. Without, never waits.
+    pub fn turn(&mut self, completions: &mut Vec<Completion>, wait: bool) {
         self.flush();
         for index in self.told.drain(..) {
             self.sockets.remove(index as usize);
@@ -443,7 +460,7 @@ impl Ring {
         let entered = unsafe {
             self.ring
                 .submitter()
-                .enter::<libc::sigset_t>(queued, 0, ENTER_GETEVENTS, None)
+                .enter::<libc::sigset_t>(queued, u32::from(wait), ENTER_GETEVENTS, None)
         };
         if let Err(error) = entered {
             // Busy: the completion queue is full. We empty it below and submit with the next turn.
@@ -471,6 +488,7 @@ impl Ring {
         match operation {
             Operation::Timeout => self.wake_at_us = None,
             Operation::Cancel => {}
+            Operation::Wake => self.listen_for_wakes(),
             Operation::Accept => {
                 if result >= 0 {
                     // SAFETY: the kernel has just opened this descriptor for us.
@@ -727,9 +745,9 @@ impl Ring {
         }
     }
 
-    /// Whether a turn would find something without waiting: sockets that have gone, bytes to send.
-    pub fn has_news(&self) -> bool {
-        !self.gone.is_empty() || !self.dirty.is_empty()
+    /// Whether the next turn has something to tell without waiting for the kernel.
+    pub fn has_last_words(&self) -> bool {
+        !self.gone.is_empty()
     }
 }
 

@@ -83,6 +83,8 @@ pub struct Table {
     free: Vec<u32>,
     /// The first entry of each tick.
     wheel: Box<[u32]>,
+    /// A bit for each tick that has entries, so that the next deadline is found without walking the wheel.
+    occupied: [u64; TICKS / 64],
     /// Everything before this tick has been expired.
     tick: u64,
     len: usize,
@@ -94,6 +96,7 @@ impl Table {
             slots: Vec::new(),
             free: Vec::new(),
             wheel: vec![NONE; TICKS].into_boxed_slice(),
+            occupied: [0; TICKS / 64],
             tick: now_ms / TICK_MS,
             len: 0,
         }
@@ -131,6 +134,7 @@ impl Table {
         });
         let wheel_place = tick as usize % TICKS;
         let head = std::mem::replace(&mut self.wheel[wheel_place], slot);
+        self.occupied[wheel_place / 64] |= 1 << (wheel_place % 64);
         if head != NONE {
             self.slots[head as usize].previous = slot;
         }
@@ -186,8 +190,24 @@ impl Table {
         if self.len == 0 {
             return None;
         }
-        let ahead = (0..TICKS as u64).find(|ahead| self.wheel[(self.tick + ahead) as usize % TICKS] != NONE);
-        Some((self.tick + ahead.expect("what is in flight is on the wheel")) * TICK_MS)
+        let from = self.tick as usize % TICKS;
+        // The rest of the word that holds the current tick, then the other words, then the beginning of that word.
+        let words = TICKS / 64;
+        for step in 0..=words {
+            let word = (from / 64 + step) % words;
+            let behind_us = match step {
+                0 => u64::MAX << (from % 64),
+                _ if step == words => !(u64::MAX << (from % 64)),
+                _ => u64::MAX,
+            };
+            let bits = self.occupied[word] & behind_us;
+            if bits != 0 {
+                let place = word * 64 + bits.trailing_zeros() as usize;
+                let ahead = (place + TICKS - from) % TICKS;
+                return Some((self.tick + ahead as u64) * TICK_MS);
+            }
+        }
+        unreachable!("what is in flight is on the wheel")
     }
 
     fn take(&mut self, slot: u32) -> InFlight {
@@ -201,7 +221,11 @@ impl Table {
         if previous != NONE {
             self.slots[previous as usize].next = next;
         } else {
-            self.wheel[place as usize] = next;
+            let place = place as usize;
+            self.wheel[place] = next;
+            if next == NONE {
+                self.occupied[place / 64] &= !(1 << (place % 64));
+            }
         }
         self.free.push(slot);
         self.len -= 1;

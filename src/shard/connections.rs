@@ -144,6 +144,8 @@ pub struct Connections {
     /// Seconds of the monotonic clock by which each must have done something, apart from the rest so that looking
     /// through all of them once a second touches little memory.
     deadlines_s: Vec<u32>,
+    /// How many of them are set.
+    deadlines: usize,
 }
 
 const NEVER: u32 = u32::MAX;
@@ -157,7 +159,6 @@ impl Connections {
         }
         assert!(self.slots[index].is_none(), "a socket has one connection");
         self.slots[index] = Some((socket, connection));
-        self.deadlines_s[index] = NEVER;
     }
 
     pub fn get_mut(&mut self, socket: SocketId) -> Option<&mut Connection> {
@@ -172,26 +173,30 @@ impl Connections {
 
     pub fn remove(&mut self, socket: SocketId) -> Option<Box<Connection>> {
         self.get(socket)?;
-        self.deadlines_s[socket.index()] = NEVER;
+        self.put_deadline(socket, NEVER);
         self.slots[socket.index()].take().map(|(_, connection)| connection)
     }
 
     /// It must have done something by then; monotonic milliseconds, rounded up to a second.
     pub fn set_deadline(&mut self, socket: SocketId, at_ms: u64) {
-        if self.get(socket).is_some() {
-            self.deadlines_s[socket.index()] = u32::try_from(at_ms.div_ceil(1_000)).unwrap_or(NEVER - 1);
-        }
+        self.put_deadline(socket, u32::try_from(at_ms.div_ceil(1_000)).unwrap_or(NEVER - 1));
     }
 
     pub fn clear_deadline(&mut self, socket: SocketId) {
+        self.put_deadline(socket, NEVER);
+    }
+
+    fn put_deadline(&mut self, socket: SocketId, at_s: u32) {
         if self.get(socket).is_some() {
-            self.deadlines_s[socket.index()] = NEVER;
+            let before = std::mem::replace(&mut self.deadlines_s[socket.index()], at_s);
+            self.deadlines += usize::from(at_s != NEVER);
+            self.deadlines -= usize::from(before != NEVER);
         }
     }
 
     /// Whether anything is to be looked at once a second.
     pub fn has_deadlines(&self) -> bool {
-        self.deadlines_s.iter().any(|deadline| *deadline != NEVER)
+        self.deadlines > 0
     }
 
     /// Those whose deadline is past; it is cleared.
@@ -201,6 +206,7 @@ impl Connections {
         for (deadline, slot) in self.deadlines_s.iter_mut().zip(&self.slots) {
             if *deadline <= now_s {
                 *deadline = NEVER;
+                self.deadlines -= 1;
                 overdue.extend(slot.as_ref().map(|(socket, _)| *socket));
             }
         }

@@ -138,18 +138,15 @@ impl Shard {
         tracing::debug!(target: "packets", account = %from, "a response that nothing waits for; not paid");
     }
 
-    /// Lets go of the Fulfills whose transfers have become durable. False: there were none.
-    pub(super) fn release_durable(&mut self) -> bool {
+    /// Lets go of the Fulfills whose transfers have become durable.
+    pub(super) fn release_durable(&mut self) {
         if self.journal.is_empty() {
-            return false;
+            return;
         }
         let durable = self.transfers.durable();
-        let mut released = false;
         while let Some(KeptBack { origin, packet }) = self.journal.release(durable) {
-            released = true;
             self.end(origin, &packet, Outcome::Fulfilled);
         }
-        released
     }
 
     pub(super) fn has_durable(&self) -> bool {
