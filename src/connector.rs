@@ -7,6 +7,7 @@
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -135,7 +136,8 @@ impl Connector {
             lookups: lookup_sender,
             changes: control.initial_changes().into(),
             booked: booked.into(),
-            connections_max: (listener::connections_max() / config.shards).max(16),
+            connections_max: listener::connections_max(),
+            connections_open: Arc::default(),
         };
         progress(&format!("starting {} shards", config.shards));
         let mut shard_threads = Vec::new();
@@ -194,6 +196,7 @@ struct SharedSetup {
     changes: Arc<[crate::shard::control::Change]>,
     booked: Arc<[i128]>,
     connections_max: usize,
+    connections_open: Arc<AtomicUsize>,
 }
 
 impl SharedSetup {
@@ -210,6 +213,7 @@ impl SharedSetup {
             changes: self.changes.clone(),
             booked: self.booked.clone(),
             connections_max: self.connections_max,
+            connections_open: self.connections_open.clone(),
             clock: Clock::start(),
         }
     }

@@ -125,7 +125,7 @@ fn a_new_connection_of_an_account_replaces_the_old() {
         matches!(&reply, BtpReply::Packet(reply) if reply.fulfills(&on_old)),
         "and the old one ends well: {reply:?}"
     );
-    within(Duration::from_secs(31), "the old connection is closed", || {
+    within(Duration::from_secs(10), "the old connection is closed", || {
         old.is_closed().then_some(())
     });
     assert!(alice.pay(&Prepare::new("test.hub.bob", 1)).code() == "fulfill");

@@ -737,7 +737,7 @@ mod tests {
         server.receive(&client_message(&ilp_frame(FrameKind::Response, 7, FULFILL)));
         server.receive(&unreadable.repeat(3));
         assert_eq!(server.seen, [Seen::Reply(7, FULFILL.to_vec())]);
-        assert_eq!(server.out, []);
+        assert!(server.out.is_empty());
         server.receive(&client_message(b""));
         assert_eq!(server.seen[1..], [Seen::Closed(Close::Unreadable)]);
         assert_eq!(server.sent(), [(Opcode::Close, vec![0x03, 0xea])]);
@@ -886,7 +886,7 @@ mod tests {
                 Seen::Closed(Close::ByPeer { code: Some(1001) })
             ]
         );
-        assert_eq!(server.out, []);
+        assert!(server.out.is_empty());
     }
 
     #[test]

@@ -159,7 +159,7 @@ impl Shard {
                 (Step::Prepare { .. } | Step::Reply { .. } | Step::Failed { .. }, None) => {}
             }
         }
-        self.pause_if_unread(socket);
+        self.adjust_reception(socket);
         used
     }
 
@@ -172,7 +172,12 @@ impl Shard {
         let Link::Btp(session) = &mut connection.link else {
             return;
         };
-        let Some(account) = account else {
+        let peer = self.ring.peer_address(socket).map(|peer| peer.ip());
+        let blocked = peer.is_some_and(|peer| self.failures.is_blocked(peer, now.monotonic_ms));
+        let Some(account) = account.filter(|_| !blocked) else {
+            if let Some(peer) = peer.filter(|_| !blocked) {
+                self.failures.note(peer, now.monotonic_ms);
+            }
             if let Some(out) = self.ring.output(socket) {
                 session.link.refuse(request_id, out, now.wall);
             }
@@ -232,7 +237,7 @@ impl Shard {
     fn opened(&mut self, socket: SocketId, account: AccountId) {
         tracing::info!(target: "btp", %account, "connected");
         self.connections.set_deadline(socket, self.now.monotonic_ms + PING_MS);
-        let replaced = self.peers.get_mut(account).and_then(|peer| peer.btp.replace(socket));
+        let replaced = self.peers.entry(account).btp.replace(socket);
         if let Some(replaced) = replaced.filter(|replaced| *replaced != socket) {
             self.connections
                 .set_deadline(replaced, self.now.monotonic_ms + REPLACED_MS_MAX);

@@ -131,6 +131,8 @@ impl BtpSession {
 pub struct HttpRequesting {
     pub client: HttpClient,
     pub account: AccountId,
+    /// The pool it belongs to; the account may have got another since.
+    pub pool: u64,
     /// The Prepare whose response is due; none: the connection is idle.
     pub request: Option<RequestId>,
     /// The connection is up.

@@ -172,8 +172,8 @@ impl Shard {
                     None
                 }
             });
-        let Some(peer) = self.peers.get_mut(id) else { return };
-        let unchanged = match (&peer.dialer, &wanted) {
+        let current = self.peers.get(id).and_then(|peer| peer.dialer.as_deref());
+        let unchanged = match (current, &wanted) {
             (Some(old), Some(new)) => {
                 (&old.endpoint, &old.username, &old.token) == (&new.endpoint, &new.username, &new.token)
             }
@@ -183,7 +183,7 @@ impl Shard {
         if unchanged {
             return;
         }
-        let old = std::mem::replace(&mut peer.dialer, wanted.map(Box::new));
+        let old = std::mem::replace(&mut self.peers.entry(id).dialer, wanted.map(Box::new));
         if let Some(DialState::Trying { socket } | DialState::Up { socket, .. }) = old.map(|dialer| dialer.state) {
             self.close_session(socket, CloseCode::Normal);
         }
@@ -295,7 +295,7 @@ impl Shard {
         random[..8].copy_from_slice(&self.random.next().to_le_bytes());
         random[8..].copy_from_slice(&self.random.next().to_le_bytes());
         let handshake = Box::new(ClientHandshake::new(random));
-        self.connections.insert(
+        self.connect_to(
             socket,
             Box::new(Connection::new(Link::BtpHandshake { account, handshake })),
         );

@@ -4,7 +4,7 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use crate::ledger::directory::secrets_equal;
+use crate::ledger::directory::{normalize_username, secrets_equal};
 use crate::ledger::{Account, AccountId, Directory};
 use crate::link::btp::BtpLink;
 use crate::link::http::{Incoming, Refused};
@@ -66,6 +66,8 @@ struct Problem {
     code: &'static str,
     detail: Cow<'static, str>,
     header: Option<(&'static str, &'static str)>,
+    /// A secret was offered and was wrong.
+    failed_attempt: bool,
 }
 
 impl Problem {
@@ -76,7 +78,13 @@ impl Problem {
             code,
             detail: detail.into(),
             header: None,
+            failed_attempt: false,
         }
+    }
+
+    /// A text in a path that could not be any account's name.
+    fn impossible_name() -> Self {
+        Self::new(404, "Not Found", "not_found", "no account can have this name")
     }
 
     fn unauthorized() -> Self {
@@ -171,7 +179,14 @@ impl Shard {
                 Ok((taken, Some(Incoming::Request { head, body }))) => {
                     serving.repeating = None;
                     let within = within(body, rest);
-                    let decision = decide(&head, body, self.pipeline.directory(), || {
+                    // Who asks is looked up only if anybody has failed lately.
+                    let blocked = !self.failures.is_empty()
+                        && head.header("authorization").is_some()
+                        && self
+                            .ring
+                            .peer_address(socket)
+                            .is_some_and(|peer| self.failures.is_blocked(peer.ip(), self.now.monotonic_ms));
+                    let decision = decide(&head, body, self.pipeline.directory(), blocked, || {
                         if within {
                             Packet::Within(range_of(body, rest, used))
                         } else {
@@ -243,7 +258,14 @@ impl Shard {
                     self.prepare_arrived(account.id, reply_to, packet);
                 }
             }
-            Decision::Problem(problem) => self.answer_problem(reply_to, &problem),
+            Decision::Problem(problem) => {
+                if problem.failed_attempt
+                    && let Some(peer) = self.ring.peer_address(socket)
+                {
+                    self.failures.note(peer.ip(), self.now.monotonic_ms);
+                }
+                self.answer_problem(reply_to, &problem);
+            }
             Decision::Api(request) => self.ask_api(socket, reply_to, *request),
             Decision::Upgrade {
                 named,
@@ -405,7 +427,6 @@ impl Shard {
         let Link::HttpServer(serving) = &mut connection.link else {
             return;
         };
-        let was_full = serving.replies.len() >= PIPELINED_MAX;
         let Some(at) = serving
             .replies
             .iter()
@@ -438,10 +459,11 @@ impl Shard {
             self.connections.set_deadline(socket, now_ms + LINGER_MS_MAX);
             return;
         }
-        if was_full || !connection.inbox.is_empty() {
+        // What waited for room among the replies goes on when there is plenty again.
+        if !connection.inbox.is_empty() && serving.replies.len() <= PIPELINED_MAX / 2 && !self.resume.contains(&socket) {
             self.resume.push(socket);
         }
-        self.pause_if_unread(socket);
+        self.adjust_reception(socket);
     }
 
     fn upgrade(&mut self, socket: SocketId, named: Option<AccountId>, name_given: bool, key: &str, btp: bool) {
@@ -487,7 +509,13 @@ fn is_admin(head: &RequestHead<'_>, admin_token: &str) -> bool {
         .unwrap_or(false)
 }
 
-fn decide(head: &RequestHead<'_>, body: &[u8], directory: &Directory, packet: impl FnOnce() -> Packet) -> Decision {
+fn decide(
+    head: &RequestHead<'_>,
+    body: &[u8],
+    directory: &Directory,
+    blocked: bool,
+    packet: impl FnOnce() -> Packet,
+) -> Decision {
     match classify(head.path()) {
         Target::Packet { .. } if head.method == Method::Options => Decision::Problem(Problem {
             header: Some(("allow", "POST, OPTIONS")),
@@ -500,6 +528,19 @@ fn decide(head: &RequestHead<'_>, body: &[u8], directory: &Directory, packet: im
                 "Method Not Allowed",
                 "method_not_allowed",
                 "packets are sent by POST",
+            )
+        }),
+        Target::Packet { username: Some(name) } if normalize_username(&name).is_err() => {
+            Decision::Problem(Problem::impossible_name())
+        }
+        // Before the secret is looked at: who guesses too fast does not learn of a hit either.
+        Target::Packet { .. } if blocked => Decision::Problem(Problem {
+            header: Some(("retry-after", "1")),
+            ..Problem::new(
+                429,
+                "Too Many Requests",
+                "too_many_requests",
+                "too many failed attempts from this address",
             )
         }),
         Target::Packet { username } => match authenticate(head, username.as_deref(), directory) {
@@ -518,6 +559,9 @@ fn decide(head: &RequestHead<'_>, body: &[u8], directory: &Directory, packet: im
                 "a WebSocket begins with GET",
             )
         }),
+        Target::Btp { username: Some(name) } if normalize_username(&name).is_err() => {
+            Decision::Problem(Problem::impossible_name())
+        }
         Target::Btp { username } => match head.upgrade_websocket() {
             Some(upgrade) if websocket::is_valid_key(upgrade.key) && upgrade.version == Some(13) => Decision::Upgrade {
                 named: username
@@ -591,7 +635,10 @@ fn authenticate(
     );
     match (account, secret) {
         (Some(account), Some(_)) if matches => Ok(account.clone()),
-        _ => Err(Problem::unauthorized()),
+        _ => Err(Problem {
+            failed_attempt: true,
+            ..Problem::unauthorized()
+        }),
     }
 }
 

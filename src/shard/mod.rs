@@ -17,6 +17,7 @@ pub mod clock;
 pub mod connections;
 pub mod control;
 pub mod dialing;
+pub mod failures;
 pub mod handle;
 pub mod handover;
 pub mod http_serving;
@@ -28,6 +29,7 @@ pub mod peers;
 use std::collections::BinaryHeap;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crossbeam::channel::Sender;
 
@@ -43,6 +45,7 @@ use clock::Clock;
 use connections::{Connection, Connections, HttpServing, Link};
 use control::{Change, Pending};
 use dialing::{Attempt, Lookup};
+use failures::Failures;
 use mesh::{Mailbox, Mesh};
 use packets::KeptBack;
 use peers::Peers;
@@ -51,6 +54,10 @@ use peers::Peers;
 pub const UNSENT_BYTES_MAX: usize = 2 * 1024 * 1024;
 /// Reading goes on when this little is unsent.
 const UNSENT_BYTES_RESUME: usize = UNSENT_BYTES_MAX / 4;
+
+/// Bytes kept for a connection that waits for our answers before we look at them. Only a request that nothing waits for
+/// may be longer: it is being collected.
+const INBOX_BYTES_MAX: usize = 256 * 1024;
 
 /// Messages handled in one turn, so that sockets get their turn too.
 const MESSAGES_PER_TURN: usize = 4_096;
@@ -72,7 +79,9 @@ pub struct Setup {
     pub changes: Arc<[Change]>,
     /// The booked balance of every account, by id.
     pub booked: Arc<[i128]>,
+    /// How many connections all shards may have together, and how many they have.
     pub connections_max: usize,
+    pub connections_open: Arc<AtomicUsize>,
     pub clock: Clock,
 }
 
@@ -95,6 +104,11 @@ pub struct Shard {
     /// Attempts to reach a peer, soonest first.
     attempts: BinaryHeap<Attempt>,
     connections_max: usize,
+    /// Connections of all shards.
+    connections_open: Arc<AtomicUsize>,
+    failures: Failures,
+    /// HTTP pools made so far: the number of the last one.
+    pools_made: u64,
     /// Connections whose kept bytes are to be looked at again.
     resume: Vec<SocketId>,
     /// A listening socket that could not accept.
@@ -135,6 +149,9 @@ impl Shard {
             admin_token: setup.admin_token,
             attempts: BinaryHeap::new(),
             connections_max: setup.connections_max,
+            connections_open: setup.connections_open,
+            failures: Failures::default(),
+            pools_made: 0,
             resume: Vec::new(),
             paused_listeners: Vec::new(),
             swept_s: 0,
@@ -240,16 +257,28 @@ impl Shard {
     }
 
     fn accepted(&mut self, connection: OwnedFd) {
-        if self.ring.len() >= self.connections_max || self.stopping {
+        if self.connections_open.load(Ordering::Relaxed) >= self.connections_max || self.stopping {
             // Closing it at once is the cheapest answer, and the only one that needs no memory.
             drop(connection);
             return;
         }
         let socket = self.ring.open(connection);
-        self.connections
-            .insert(socket, Box::new(Connection::new(Link::HttpServer(HttpServing::new()))));
+        self.connect_to(socket, Connection::new(Link::HttpServer(HttpServing::new())));
         self.connections
             .set_deadline(socket, self.now.monotonic_ms + http_serving::IDLE_MS_MAX);
+    }
+
+    /// Notes a connection of this shard.
+    fn connect_to(&mut self, socket: SocketId, connection: impl Into<Box<Connection>>) {
+        self.connections_open.fetch_add(1, Ordering::Relaxed);
+        self.connections.insert(socket, connection.into());
+    }
+
+    /// The connection is not this shard's any more.
+    fn disconnect(&mut self, socket: SocketId) -> Option<Box<Connection>> {
+        let connection = self.connections.remove(socket)?;
+        self.connections_open.fetch_sub(1, Ordering::Relaxed);
+        Some(connection)
     }
 
     /// Bytes came. They are handled where they lie; only what is incomplete is copied.
@@ -264,6 +293,7 @@ impl Shard {
             }
         }
         self.ring.give_back(buffer);
+        self.adjust_reception(socket);
     }
 
     /// Looks again at the bytes that were kept.
@@ -282,6 +312,7 @@ impl Shard {
             inbox.drain(..used);
             connection.inbox = inbox;
         }
+        self.adjust_reception(socket);
     }
 
     fn keep(&mut self, socket: SocketId, rest: &[u8]) {
@@ -317,25 +348,29 @@ impl Shard {
     }
 
     fn flushed(&mut self, socket: SocketId) {
+        self.adjust_reception(socket);
+        self.move_if_ready(socket);
+    }
+
+    /// Stops reading from a peer that does not read what we send it, or that asks faster than it can be answered;
+    /// reads on when that is over.
+    fn adjust_reception(&mut self, socket: SocketId) {
         let unsent = self.ring.unsent(socket);
         let Some(connection) = self.connections.get_mut(socket) else {
             return;
         };
-        if connection.paused && unsent <= UNSENT_BYTES_RESUME {
-            connection.paused = false;
-            self.ring.resume(socket);
-        }
-        self.move_if_ready(socket);
-    }
-
-    /// Stops reading from a peer that does not read what we send it.
-    fn pause_if_unread(&mut self, socket: SocketId) {
-        if self.ring.unsent(socket) > UNSENT_BYTES_MAX
-            && let Some(connection) = self.connections.get_mut(socket)
-            && !connection.paused
-        {
+        let waits_for_us = match &connection.link {
+            Link::HttpServer(serving) => !serving.replies.is_empty(),
+            _ => false,
+        };
+        let waits_for_us = waits_for_us || connection.moving_to.is_some();
+        let crowded = waits_for_us && connection.inbox.len() > INBOX_BYTES_MAX;
+        if !connection.paused && (unsent > UNSENT_BYTES_MAX || crowded) {
             connection.paused = true;
             self.ring.pause(socket);
+        } else if connection.paused && unsent <= UNSENT_BYTES_RESUME && !crowded {
+            connection.paused = false;
+            self.ring.resume(socket);
         }
     }
 
@@ -353,7 +388,7 @@ impl Shard {
     }
 
     fn detached(&mut self, socket: SocketId, connection: OwnedFd) {
-        let Some(mut moving) = self.connections.remove(socket) else {
+        let Some(mut moving) = self.disconnect(socket) else {
             return;
         };
         let to = moving.moving_to.take().expect("only what moves is detached");
@@ -368,7 +403,7 @@ impl Shard {
     fn handed_over(&mut self, handover: handover::Handover) {
         let handover::Handover { socket, connection } = handover;
         let socket = self.ring.open(socket);
-        self.connections.insert(socket, connection);
+        self.connect_to(socket, connection);
         self.connections
             .set_deadline(socket, self.now.monotonic_ms + http_serving::IDLE_MS_MAX);
         self.btp_handed_over(socket);
@@ -376,7 +411,7 @@ impl Shard {
     }
 
     fn closed(&mut self, socket: SocketId, error: Option<std::io::Error>) {
-        let Some(connection) = self.connections.remove(socket) else {
+        let Some(connection) = self.disconnect(socket) else {
             return;
         };
         match connection.link {

@@ -49,6 +49,8 @@ impl Peer {
 
 /// Kept-alive connections to one endpoint.
 pub struct HttpPool {
+    /// Tells its connections from those of a pool that the account had before.
+    number: u64,
     pub endpoint: Endpoint,
     template: RequestTemplate,
     pub address: Address,
@@ -77,11 +79,12 @@ struct WaitingPrepare {
 }
 
 impl HttpPool {
-    pub fn new(endpoint: Endpoint, template: RequestTemplate) -> Self {
+    pub fn new(number: u64, endpoint: Endpoint, template: RequestTemplate) -> Self {
         let address = endpoint
             .literal_address()
             .map_or(Address::Unknown, |address| Address::Known(address, u64::MAX));
         Self {
+            number,
             endpoint,
             template,
             address,
@@ -111,13 +114,17 @@ impl Peers {
         self.peers.get((id.get() / self.shards) as usize)?.as_deref()
     }
 
-    /// The links of an account; made when first asked for, since most accounts of a large hub have none open.
     pub fn get_mut(&mut self, id: AccountId) -> Option<&mut Peer> {
+        self.peers.get_mut((id.get() / self.shards) as usize)?.as_deref_mut()
+    }
+
+    /// The links of an account, made when it gets its first: most accounts of a large hub have none.
+    pub fn entry(&mut self, id: AccountId) -> &mut Peer {
         let index = (id.get() / self.shards) as usize;
         if self.peers.len() <= index {
             self.peers.resize_with(index + 1, || None);
         }
-        Some(self.peers[index].get_or_insert_default())
+        self.peers[index].get_or_insert_default()
     }
 
     /// Frees the memory of links that are not there.
@@ -214,7 +221,7 @@ impl Shard {
             && let Some(out) = self.ring.output(socket)
         {
             session.link.send_reply(request_id, packet, out);
-            self.pause_if_unread(socket);
+            self.adjust_reception(socket);
         }
     }
 
@@ -280,10 +287,20 @@ impl Shard {
                     pool.address = Address::Resolving;
                     let endpoint = pool.endpoint.clone();
                     if !self.look_up(to, &endpoint, false) {
+                        if let Some(pool) = self.pool(to) {
+                            pool.address = Address::Unknown;
+                        }
                         self.fail_waiting(to);
                     }
                     return;
                 }
+            };
+            let requesting = HttpRequesting {
+                client: HttpClient::new(),
+                account: to,
+                pool: pool.number,
+                request: None,
+                connected: false,
             };
             let socket = match dial::socket_for(address) {
                 Ok(socket) => self.ring.connect(socket, address),
@@ -293,14 +310,7 @@ impl Shard {
                     return;
                 }
             };
-            let requesting = HttpRequesting {
-                client: HttpClient::new(),
-                account: to,
-                request: None,
-                connected: false,
-            };
-            self.connections
-                .insert(socket, Box::new(Connection::new(Link::HttpClient(requesting))));
+            self.connect_to(socket, Connection::new(Link::HttpClient(requesting)));
             self.connections.set_deadline(socket, now_ms + CONNECT_MS_MAX);
             let pool = self.pool(to).expect("looked at above");
             pool.open += 1;
@@ -309,10 +319,10 @@ impl Shard {
     }
 
     /// A connection to a peer's endpoint is free: the next Prepare that waits goes out, or it rests.
-    fn http_connection_free(&mut self, socket: SocketId, to: AccountId) {
+    fn http_connection_free(&mut self, socket: SocketId, to: AccountId, pool_number: u64) {
         let now_ms = self.now.monotonic_ms;
         loop {
-            let Some(pool) = self.pool(to) else {
+            let Some(pool) = self.numbered_pool(to, pool_number) else {
                 self.ring.close(socket);
                 return;
             };
@@ -337,11 +347,11 @@ impl Shard {
             return;
         };
         requesting.connected = true;
-        let account = requesting.account;
-        if let Some(pool) = self.pool(account) {
+        let (account, pool_number) = (requesting.account, requesting.pool);
+        if let Some(pool) = self.numbered_pool(account, pool_number) {
             pool.connecting -= 1;
         }
-        self.http_connection_free(socket, account);
+        self.http_connection_free(socket, account, pool_number);
     }
 
     /// Handles the complete answers in `bytes`; returns how much they were.
@@ -354,7 +364,7 @@ impl Shard {
             let Link::HttpClient(requesting) = &mut connection.link else {
                 return bytes.len();
             };
-            let account = requesting.account;
+            let (account, pool_number) = (requesting.account, requesting.pool);
             match requesting.client.next(&bytes[used..]) {
                 Ok((0, None)) => return used,
                 Ok((taken, None)) => used += taken,
@@ -382,7 +392,7 @@ impl Shard {
                         self.http_refused(account, id, status);
                     }
                     if keep_alive {
-                        self.http_connection_free(socket, account);
+                        self.http_connection_free(socket, account, pool_number);
                     } else {
                         self.ring.close(socket);
                     }
@@ -440,7 +450,9 @@ impl Shard {
         error: Option<std::io::Error>,
     ) {
         let account = requesting.account;
-        if let Some(pool) = self.pool(account) {
+        let current = self.numbered_pool(account, requesting.pool);
+        let belongs = current.is_some();
+        if let Some(pool) = current {
             pool.open -= 1;
             pool.idle.retain(|(idle, _)| *idle != socket);
             if !requesting.connected {
@@ -454,6 +466,9 @@ impl Shard {
         if let Some(id) = requesting.request {
             // Whether the peer took the Prepare is unknown; it is never sent again.
             self.responded(account, id, Response::None(RejectReason::LinkFailed));
+        }
+        if !belongs {
+            return;
         }
         if !requesting.connected {
             let reason = error.map_or_else(|| "no answer in time".to_owned(), |error| error.to_string());
@@ -509,6 +524,11 @@ impl Shard {
         self.peers.get_mut(account)?.http.as_deref_mut()
     }
 
+    /// The account's pool, if it is still the one with this number.
+    fn numbered_pool(&mut self, account: AccountId, number: u64) -> Option<&mut HttpPool> {
+        self.pool(account).filter(|pool| pool.number == number)
+    }
+
     /// Opens, closes or replaces the links of an account of this shard after a change of its settings.
     pub(super) fn relink(&mut self, account: &Account) {
         let id = account.id;
@@ -523,19 +543,16 @@ impl Shard {
                 .ok()?;
             Some((endpoint, template))
         });
-        let Some(peer) = self.peers.get_mut(id) else { return };
-        match (&mut peer.http, wanted) {
+        match (self.pool(id), wanted) {
             (Some(pool), Some((endpoint, template))) if pool.endpoint == endpoint => pool.template = template,
-            (Some(_), wanted) => {
+            (_, wanted) => {
                 self.close_pool(id);
-                if let Some((endpoint, template)) = wanted
-                    && let Some(peer) = self.peers.get_mut(id)
-                {
-                    peer.http = Some(Box::new(HttpPool::new(endpoint, template)));
+                if let Some((endpoint, template)) = wanted {
+                    self.pools_made += 1;
+                    let pool = HttpPool::new(self.pools_made, endpoint, template);
+                    self.peers.entry(id).http = Some(Box::new(pool));
                 }
             }
-            (http @ None, Some((endpoint, template))) => *http = Some(Box::new(HttpPool::new(endpoint, template))),
-            (None, None) => {}
         }
         self.redial(account);
         self.peers.tidy(id);

@@ -163,9 +163,19 @@ impl Facts {
     }
 
     fn note_coding(&mut self, value: &[u8]) -> Result<(), Malformed> {
-        // A second line would make it the list "chunked, ..."; that is as unknown to us as "gzip".
         if self.chunked || !value.eq_ignore_ascii_case(b"chunked") {
-            return Err(Malformed::UnknownTransferCoding);
+            // RFC 9112, section 6.3: where chunked is not the last coding, the end of a request cannot be known. A
+            // second line would make it the list "chunked, ...".
+            let is_chunked = |coding: &[u8]| coding.eq_ignore_ascii_case(b"chunked");
+            let mut codings = elements(value);
+            let last_is_chunked = codings.next_back().is_some_and(is_chunked);
+            let known_before = codings.next().is_none_or(is_chunked) || codings.any(is_chunked);
+            let only_unknown_before = !self.chunked && last_is_chunked && !known_before;
+            return Err(if only_unknown_before {
+                Malformed::UnknownTransferCoding
+            } else {
+                Malformed::BadTransferEncoding
+            });
         }
         self.chunked = true;
         Ok(())
@@ -191,7 +201,7 @@ impl<'a> Iterator for Lines<'a> {
 
 /// The elements of a comma-separated list, without the blanks around them; empty ones are dropped
 /// (RFC 9110 section 5.6.1).
-pub(super) fn elements(value: &[u8]) -> impl Iterator<Item = &[u8]> {
+pub(super) fn elements(value: &[u8]) -> impl DoubleEndedIterator<Item = &[u8]> {
     value
         .split(|&byte| byte == b',')
         .map(trim)

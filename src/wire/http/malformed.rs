@@ -38,8 +38,10 @@ pub enum Malformed {
     RepeatedLength,
     /// Both Content-Length and Transfer-Encoding.
     BothLengths,
-    /// Transfer-Encoding is not exactly `chunked`.
+    /// Transfer-Encoding ends with `chunked`, as it must, but names something before it.
     UnknownTransferCoding,
+    /// Transfer-Encoding does not end with `chunked`, or names it twice: nobody knows where the body ends.
+    BadTransferEncoding,
     /// Transfer-Encoding in HTTP/1.0, which knows none.
     CodedOldVersion,
 }
@@ -74,6 +76,7 @@ impl Malformed {
             Self::RepeatedLength => "more than one Content-Length",
             Self::BothLengths => "both Content-Length and Transfer-Encoding",
             Self::UnknownTransferCoding => "transfer coding other than chunked",
+            Self::BadTransferEncoding => "the transfer coding chunked must be the last one, once",
             Self::CodedOldVersion => "Transfer-Encoding in HTTP/1.0",
         }
     }

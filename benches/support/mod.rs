@@ -1,0 +1,167 @@
+//! What all benches share: the size of a run, choices from a seed, and the way a piece of work is measured and proved.
+//!
+//! A group is one input and several [`Work`]s on it. A work returns a digest of what it computed, and whoever makes it
+//! brings the digest it must have, computed in another way. They are compared in every iteration, so nobody speeds a
+//! work up by changing its meaning, and no compiler leaves out what it computes.
+//!
+//! `cargo bench` measures, in two ways. Criterion says how long each work takes and how that has changed since the last
+//! run. Beside it a line `ratio` compares each work with the first of its group, by short rounds that take turns,
+//! because what else the machine does comes and goes: these are the figures to quote. `cargo test --benches` runs
+//! every work once, on a small input.
+
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+use criterion::{Criterion, Throughput};
+
+/// Rounds of which a ratio is the median.
+const ROUNDS: usize = 21;
+/// A round repeats its work until about this time has passed, so that reading the clock does not count.
+const ROUND: Duration = Duration::from_millis(5);
+
+/// One thing to measure.
+pub struct Work<'a> {
+    name: String,
+    expected: u64,
+    run: Box<dyn FnMut() -> u64 + 'a>,
+}
+
+impl<'a> Work<'a> {
+    /// `run` does the work once, on the whole input, and returns its digest, which must be `expected`. It may change
+    /// what it works on, but must find it as it was when it is called again.
+    pub fn new(name: impl Into<String>, expected: u64, run: impl FnMut() -> u64 + 'a) -> Self {
+        Self {
+            name: name.into(),
+            expected,
+            run: Box::new(run),
+        }
+    }
+
+    fn run(&mut self) {
+        let digest = black_box((self.run)());
+        assert_eq!(digest, self.expected, "{} computes something else", self.name);
+    }
+
+    fn time(&mut self, iterations: u64) -> Duration {
+        let start = Instant::now();
+        for _ in 0..iterations {
+            self.run();
+        }
+        start.elapsed()
+    }
+
+    /// How often it fits into a round.
+    fn iterations_per_round(&mut self) -> u64 {
+        let once = self.time(1).max(Duration::from_nanos(1));
+        (ROUND.as_nanos() / once.as_nanos()).max(1) as u64
+    }
+}
+
+/// Runs the groups of one bench.
+pub fn main(groups: &[fn(&mut Criterion)]) {
+    let mut criterion = Criterion::default()
+        .sample_size(20)
+        .warm_up_time(Duration::from_millis(300))
+        .measurement_time(Duration::from_millis(1_500))
+        .without_plots()
+        .configure_from_args();
+    for group in groups {
+        group(&mut criterion);
+    }
+    criterion.final_summary();
+}
+
+/// Measures the works of a group, each of which handles the same number of `elements`. The first is what the others are
+/// compared with.
+pub fn measure(criterion: &mut Criterion, group: &str, elements: usize, mut works: Vec<Work<'_>>) {
+    let mut measured = criterion.benchmark_group(group);
+    measured.throughput(Throughput::Elements(elements as u64));
+    for work in &mut works {
+        let name = work.name.clone();
+        measured.bench_function(name, |bencher| bencher.iter(|| work.run()));
+    }
+    measured.finish();
+    if is_full() {
+        print_ratios(group, elements, &mut works);
+    }
+}
+
+fn print_ratios(group: &str, elements: usize, works: &mut [Work<'_>]) {
+    let iterations: Vec<u64> = works.iter_mut().map(Work::iterations_per_round).collect();
+    let rounds: Vec<Vec<f64>> = (0..ROUNDS)
+        .map(|_| {
+            let each = works.iter_mut().zip(&iterations);
+            each.map(|(work, &count)| work.time(count).as_nanos() as f64 / count as f64)
+                .collect()
+        })
+        .collect();
+    for (index, work) in works.iter().enumerate() {
+        let ns = median(rounds.iter().map(|round| round[index] / elements as f64));
+        let ratio = median(rounds.iter().map(|round| round[index] / round[0]));
+        let name = format!("{group}/{}", work.name);
+        println!("ratio  {name:<44} {ns:>10.1} ns each {ratio:>8.2} x {}", works[0].name);
+    }
+}
+
+fn median(figures: impl Iterator<Item = f64>) -> f64 {
+    let mut figures: Vec<f64> = figures.collect();
+    figures.sort_by(f64::total_cmp);
+    figures[figures.len() / 2]
+}
+
+/// How much to work on: `full` when something is measured, `small` when it is only tried.
+pub fn size(small: usize, full: usize) -> usize {
+    if is_full() { full } else { small }
+}
+
+/// Cargo says `--bench` to a bench that shall measure. The other two are for whoever wants it only tried or listed.
+fn is_full() -> bool {
+    let has = |flag: &str| std::env::args().any(|argument| argument == flag);
+    has("--bench") && !has("--test") && !has("--list")
+}
+
+/// A sum of everything that was computed, in its order. One rotation and one addition a number, so that it does not show
+/// beside the work.
+#[derive(Default)]
+pub struct Digest(u64);
+
+impl Digest {
+    #[inline]
+    pub fn add(&mut self, number: u64) {
+        self.0 = self.0.rotate_left(1).wrapping_add(number);
+    }
+
+    pub fn get(&self) -> u64 {
+        self.0
+    }
+}
+
+impl FromIterator<u64> for Digest {
+    fn from_iter<I: IntoIterator<Item = u64>>(numbers: I) -> Self {
+        let mut digest = Self::default();
+        numbers.into_iter().for_each(|number| digest.add(number));
+        digest
+    }
+}
+
+/// The same numbers in every run (SplitMix64).
+pub struct Random(u64);
+
+impl Random {
+    pub const fn from_seed(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+
+    /// From 0 up to `count`, without it.
+    pub fn below(&mut self, count: usize) -> usize {
+        (self.next() % count as u64) as usize
+    }
+}
