@@ -8,7 +8,7 @@ use clearway::link::http::{HttpServer, Incoming};
 use clearway::wire::address::Address;
 use clearway::wire::btp::{Frame, FrameKind, ilp_frame_size, write_ilp};
 use clearway::wire::http::{Framing, parse_request};
-use clearway::wire::packet::{PACKET_BYTES_MAX, Prepare, PrepareBuilder, patch_prepare};
+use clearway::wire::packet::{Fulfill, PACKET_BYTES_MAX, Prepare, PrepareBuilder, patch_prepare};
 use clearway::wire::timestamp::Timestamp;
 use clearway::wire::websocket::{Opcode, parse_head, unmask, write_head};
 use criterion::Criterion;
@@ -21,13 +21,16 @@ mod sample;
 mod support;
 
 fn main() {
-    support::main(&[prepare, btp, head]);
+    support::main(&[packet, btp, head]);
 }
 
 fn samples(seed: u64) -> Vec<Sample> {
     let mut random = Random::from_seed(seed);
     (0..size(16, 512))
-        .map(|index| Sample::new(&mut random, format!("test.hub.user-{:05}.~invoice", index % 100)))
+        .map(|_| {
+            let destination = format!("test.hub.user-{:05}.~invoice", random.below(100));
+            Sample::new(&mut random, destination)
+        })
         .collect()
 }
 
@@ -53,9 +56,7 @@ impl Received {
 impl<M: AsRef<[u8]>> FromIterator<M> for Received {
     fn from_iter<I: IntoIterator<Item = M>>(messages: I) -> Self {
         let mut received = Self::default();
-        messages
-            .into_iter()
-            .for_each(|message| received.push(message.as_ref()));
+        messages.into_iter().for_each(|message| received.push(message.as_ref()));
         received
     }
 }
@@ -65,7 +66,7 @@ fn patched(amount: u64, expires_at: Timestamp) -> (u64, Timestamp) {
     (amount - amount / 100, expires_at.minus_ms(1_000))
 }
 
-fn prepare(criterion: &mut Criterion) {
+fn packet(criterion: &mut Criterion) {
     /// Type, and a length of two bytes: where the amount begins in Prepares between 128 and 255 bytes of content.
     const AMOUNT_AT: usize = 3;
     /// The last eight digits of the expiry, behind the amount and the first nine.
@@ -115,6 +116,8 @@ fn prepare(criterion: &mut Criterion) {
 
     let samples = samples(1);
     let received: Received = samples.iter().map(Sample::prepare).collect();
+    let responses: Received = samples.iter().map(Sample::fulfill).collect();
+    let fulfillments: Digest = samples.iter().map(|sample| word(&sample.fulfillment)).collect();
     let as_received: Digest = samples
         .iter()
         .flat_map(|sample| [sample.amount, expiry_digits(sample.expires_at)])
@@ -161,7 +164,7 @@ fn prepare(criterion: &mut Criterion) {
                 out.extend_from_slice(message);
             })
         }),
-        Work::new("parse", as_read.get(), || {
+        Work::new("parse a Prepare", as_read.get(), || {
             let mut digest = Digest::default();
             for message in black_box(&received).iter() {
                 let prepare = Prepare::parse(message).expect("a Prepare was made");
@@ -173,6 +176,14 @@ fn prepare(criterion: &mut Criterion) {
             }
             digest.get()
         }),
+        Work::new("parse a Fulfill", fulfillments.get(), || {
+            let mut digest = Digest::default();
+            for message in black_box(&responses).iter() {
+                let fulfill = Fulfill::parse(message).expect("a Fulfill was made");
+                digest.add(word(fulfill.fulfillment()));
+            }
+            digest.get()
+        }),
         Work::new("parse, copy, patch", as_patched.get(), || {
             copy(black_box(&received), &mut forwarded, forward)
         }),
@@ -180,7 +191,7 @@ fn prepare(criterion: &mut Criterion) {
             copy(black_box(&received), &mut encoded, encode)
         }),
     ];
-    measure(criterion, "wire/prepare", samples.len(), works);
+    measure(criterion, "wire/packet", samples.len(), works);
 }
 
 fn btp(criterion: &mut Criterion) {

@@ -15,7 +15,6 @@ use crate::wire::http::authorization::{Credentials, parse_authorization};
 
 use super::problem::{Kind, Problem, shorten};
 
-
 /// Stands in for the token of an account that is unknown or has none, so that its refusal takes as long. No header can
 /// offer it.
 const NO_TOKEN: &[u8] = b"\0";

@@ -114,7 +114,7 @@ impl Table {
         self.len == IN_FLIGHT_MAX
     }
 
-    /// Notes a Prepare. The table must not be full.
+    /// Notes a Prepare. The table must not be full, and [`Self::expire`] must have been called at this time.
     pub fn insert(&mut self, entry: InFlight) -> RequestId {
         assert!(!self.is_full(), "the caller has asked");
         let tick = (entry.deadline_ms.div_ceil(TICK_MS)).max(self.tick);
@@ -291,6 +291,7 @@ mod tests {
         assert_eq!(expired(&mut table, 60_999), [] as [u64; 0]);
         assert_eq!(expired(&mut table, 61_008), [4]);
         assert!(table.is_empty() && table.next_deadline_ms().is_none());
+        assert!(expired(&mut table, 500_000).is_empty());
         table.insert(entry(500_000 + 60_000, 6));
         assert_eq!(expired(&mut table, 500_000), [] as [u64; 0], "after a long silence");
     }

@@ -54,6 +54,7 @@ pub enum Link {
 }
 
 /// The server side of HTTP: requests are answered in the order in which they came (RFC 9112, section 9.3.2).
+#[derive(Default)]
 pub struct HttpServing {
     pub server: HttpServer,
     /// Requests that are not answered yet, oldest first.
@@ -66,19 +67,6 @@ pub struct HttpServing {
     pub closing: bool,
     /// Milliseconds at which the request that is incomplete began; 0: none is.
     pub request_since_ms: u64,
-}
-
-impl HttpServing {
-    pub fn new() -> Self {
-        Self {
-            server: HttpServer::new(),
-            replies: VecDeque::new(),
-            next_request: 0,
-            repeating: None,
-            closing: false,
-            request_since_ms: 0,
-        }
-    }
 }
 
 /// A request that waits for its reply, or a reply that waits for an earlier one.

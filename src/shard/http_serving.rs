@@ -205,7 +205,7 @@ impl Shard {
                 let owner = self.pipeline.owner_of(account.id);
                 if owner != self.id && !connection.moved && serving.replies.is_empty() && !connection.finished {
                     // It begins again there, with this request.
-                    *serving = HttpServing::new();
+                    *serving = HttpServing::default();
                     connection.moving_to = Some(owner);
                     self.move_if_ready(socket);
                     return used;
@@ -460,7 +460,8 @@ impl Shard {
             return;
         }
         // What waited for room among the replies goes on when there is plenty again.
-        if !connection.inbox.is_empty() && serving.replies.len() <= PIPELINED_MAX / 2 && !self.resume.contains(&socket) {
+        if !connection.inbox.is_empty() && serving.replies.len() <= PIPELINED_MAX / 2 && !self.resume.contains(&socket)
+        {
             self.resume.push(socket);
         }
         self.adjust_reception(socket);
@@ -480,7 +481,7 @@ impl Shard {
         };
         *connection = Connection {
             link: Link::Btp(session),
-            ..Connection::new(Link::HttpServer(HttpServing::new()))
+            ..Connection::new(Link::HttpServer(HttpServing::default()))
         };
         self.connections
             .set_deadline(socket, self.now.monotonic_ms + AUTHENTICATION_MS_MAX);

@@ -200,6 +200,9 @@ impl Shard {
     /// One turn: everything that has happened is handled. What there is to send goes out with the next.
     fn turn(&mut self, completions: &mut Vec<Completion>) {
         self.now = self.clock.now();
+        // First: after a long sleep, what came too late must find nothing to answer, and what is new must find the
+        // timing wheel at the present.
+        self.expire();
         for completion in completions.drain(..) {
             self.completed(completion);
         }
@@ -210,13 +213,15 @@ impl Shard {
             self.received(message);
         }
         self.release_durable();
-        self.expire();
         self.attempt_due();
         self.sweep();
         while let Some(socket) = self.resume.pop() {
             self.process_inbox(socket);
         }
-        if self.commit.is_due(self.clock.now_us(), self.pipeline.in_flight().is_empty()) {
+        if self
+            .commit
+            .is_due(self.clock.now_us(), self.pipeline.in_flight().is_empty())
+        {
             self.commit = Commit::default();
             self.transfers.wake();
         }
@@ -263,7 +268,7 @@ impl Shard {
             return;
         }
         let socket = self.ring.open(connection);
-        self.connect_to(socket, Connection::new(Link::HttpServer(HttpServing::new())));
+        self.connect_to(socket, Connection::new(Link::HttpServer(HttpServing::default())));
         self.connections
             .set_deadline(socket, self.now.monotonic_ms + http_serving::IDLE_MS_MAX);
     }
