@@ -20,15 +20,15 @@ fn main() {
     support::main(&[prefixes]);
 }
 
-/// Prefixes as a hub has them: accounts below its own address, and below those of its peers. Account `n` is the next hop
-/// of the `n`-th.
+/// Prefixes as a hub has them: peers, its own accounts, regions of its peers, and a second account below each of its own,
+/// so that one prefix often goes on where another ends. Account `n` is the next hop of the `n`-th.
 fn routes(count: usize) -> Vec<String> {
     (0..count)
         .map(|number| match number % 4 {
-            0 => format!("test.hub-{:03}.user-{number:07}", number % 1_000),
+            0 => format!("test.peer-{number:07}"),
             1 => format!("test.hub.user-{number:07}"),
-            2 => format!("test.hub-{:03}.region-{:02}.{number:07}", number % 1_000, number % 50),
-            _ => format!("test.{number:07}"),
+            2 => format!("test.peer-{:07}.region-{:02}.{number:07}", number - 2, number % 50),
+            _ => format!("test.hub.user-{:07}.shop", number - 2),
         })
         .collect()
 }

@@ -2,13 +2,15 @@
 //! flight and patched; its Fulfill is read, verified and booked. Against SHA-256 of the fulfillment, which no connector
 //! can leave out; and with many accounts and routes against few.
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::hint::black_box;
+use std::ops::Range;
 use std::sync::Arc;
 
 use clearway::ledger::account::ROUND_TRIP_TIME_MS_DEFAULT;
 use clearway::ledger::{Account, AccountId, AccountLimits, Asset, AssetId, RoutingRelation};
-use clearway::pipeline::forward::{Windows, outgoing_expiry};
+use clearway::pipeline::forward::Windows;
 use clearway::pipeline::in_flight::{ReplyTo, RequestId};
 use clearway::pipeline::outgoing::LinkState;
 use clearway::pipeline::rates::{Decimal, Rates};
@@ -39,30 +41,71 @@ fn main() {
 
 /// A packet as its two links see it.
 struct Packet {
-    sample: Sample,
     from: AccountId,
     to: AccountId,
-    prepare: Vec<u8>,
-    fulfill: Vec<u8>,
+    /// Where they lie in [`Traffic::bytes`].
+    prepare: Range<usize>,
+    fulfill: Range<usize>,
 }
 
-/// Packets between random pairs of the first `accounts` accounts.
-fn packets(accounts: usize, count: usize) -> Vec<Packet> {
-    let mut random = Random::from_seed(7);
-    (0..count)
-        .map(|_| {
+/// Packets, and their bytes one behind the other, as in the receive buffers of a busy shard: what is measured is what the
+/// rules touch, not where the packets lie.
+struct Traffic {
+    packets: Vec<Packet>,
+    bytes: Vec<u8>,
+    samples: Vec<Sample>,
+}
+
+impl Traffic {
+    /// `count` packets between random pairs of the first `accounts` accounts.
+    fn new(accounts: usize, count: usize) -> Self {
+        let mut random = Random::from_seed(7);
+        let mut traffic = Self {
+            packets: Vec::with_capacity(count),
+            bytes: Vec::new(),
+            samples: Vec::with_capacity(count),
+        };
+        for _ in 0..count {
             let from = random.below(accounts);
             let to = (from + 1 + random.below(accounts - 1)) % accounts;
             let sample = Sample::new(&mut random, format!("{}.~invoice", address(to as u32)));
-            Packet {
-                prepare: sample.prepare(),
-                fulfill: sample.fulfill(),
-                sample,
+            let prepare = traffic.push(&sample.prepare());
+            let fulfill = traffic.push(&sample.fulfill());
+            traffic.packets.push(Packet {
                 from: AccountId::new(from as u32),
                 to: AccountId::new(to as u32),
+                prepare,
+                fulfill,
+            });
+            traffic.samples.push(sample);
+        }
+        traffic
+    }
+
+    fn push(&mut self, packet: &[u8]) -> Range<usize> {
+        let start = self.bytes.len();
+        self.bytes.extend_from_slice(packet);
+        start..self.bytes.len()
+    }
+
+    /// What [`Hub::run`] must come to, from the samples and the setup.
+    fn expected(&self, window: usize, setup: Setup) -> u64 {
+        let all: Vec<(&Packet, &Sample)> = self.packets.iter().zip(&self.samples).collect();
+        let mut digest = Digest::default();
+        for batch in all.chunks(window) {
+            for (packet, sample) in batch {
+                let expires_at = sample.expires_at.minus_ms(Windows::default().message_window_ms);
+                digest.add(setup.outgoing_amount(packet, sample.amount));
+                digest.add(expires_at.as_millis());
             }
-        })
-        .collect()
+            for (packet, sample) in batch {
+                digest.add(u64::from(packet.from.get()) << 32 | u64::from(packet.to.get()));
+                digest.add(sample.amount);
+                digest.add(setup.outgoing_amount(packet, sample.amount));
+            }
+        }
+        digest.get()
+    }
 }
 
 fn address(id: u32) -> String {
@@ -106,19 +149,20 @@ impl Setup {
         }
     }
 
-    /// The amount that goes on, as the setup above means it: from ABC to XYZ times 148.24, rounded down.
-    fn outgoing_amount(self, packet: &Packet) -> u64 {
+    /// The amount that goes on, as the setup means it: from ABC to XYZ times 148.24, rounded down.
+    fn outgoing_amount(self, packet: &Packet, amount: u64) -> u64 {
         let (from, to) = (self.asset(packet.from.get()).0, self.asset(packet.to.get()).0);
-        match from.get().cmp(&to.get()) {
-            std::cmp::Ordering::Equal => packet.sample.amount,
-            std::cmp::Ordering::Less => packet.sample.amount * 14_824 / 100,
-            std::cmp::Ordering::Greater => packet.sample.amount * 100 / 14_824,
+        match from.cmp(&to) {
+            Ordering::Equal => amount,
+            Ordering::Less => amount * 14_824 / 100,
+            Ordering::Greater => amount * 100 / 14_824,
         }
     }
 }
 
 /// One shard, and what its links would keep.
 struct Hub {
+    setup: Setup,
     pipeline: Pipeline,
     /// What goes out to the next hops, one Prepare behind the other.
     sent: Vec<u8>,
@@ -144,6 +188,7 @@ impl Hub {
             pipeline.put_account(Arc::new(account), 0, CLOCK);
         }
         Self {
+            setup,
             pipeline,
             sent: Vec::new(),
             in_flight: Vec::new(),
@@ -152,24 +197,25 @@ impl Hub {
 
     /// Forwards all packets, `window` at a time, and gets all of them fulfilled. The digest is of what goes out and of what
     /// is booked.
-    fn run(&mut self, packets: &[Packet], window: usize) -> u64 {
+    fn run(&mut self, traffic: &Traffic, window: usize) -> u64 {
         let mut digest = Digest::default();
-        for batch in packets.chunks(window) {
+        for batch in traffic.packets.chunks(window) {
             self.sent.clear();
             self.in_flight.clear();
             for packet in batch {
-                self.forward(packet, &mut digest);
+                self.forward(packet, &traffic.bytes[packet.prepare.clone()], &mut digest);
             }
             black_box(&self.sent);
             for (index, packet) in batch.iter().enumerate() {
-                self.fulfill(self.in_flight[index], packet, &mut digest);
+                let fulfill = &traffic.bytes[packet.fulfill.clone()];
+                self.fulfill(self.in_flight[index], packet, fulfill, &mut digest);
             }
         }
         digest.get()
     }
 
-    fn forward(&mut self, packet: &Packet, digest: &mut Digest) {
-        let prepare = Prepare::parse(&packet.prepare).expect("a Prepare was made");
+    fn forward(&mut self, packet: &Packet, bytes: &[u8], digest: &mut Digest) {
+        let prepare = Prepare::parse(bytes).expect("a Prepare was made");
         let onward = self
             .pipeline
             .incoming(CLOCK, packet.from, &prepare, ReplyTo::default())
@@ -187,8 +233,8 @@ impl Hub {
         digest.add(expires_at.as_millis());
     }
 
-    fn fulfill(&mut self, id: RequestId, packet: &Packet, digest: &mut Digest) {
-        let fulfill = Fulfill::parse(&packet.fulfill).expect("a Fulfill was made");
+    fn fulfill(&mut self, id: RequestId, packet: &Packet, bytes: &[u8], digest: &mut Digest) {
+        let fulfill = Fulfill::parse(bytes).expect("a Fulfill was made");
         let answer = self.pipeline.fulfilled(id, packet.to, &fulfill);
         let Some(Answer::Fulfilled {
             origin,
@@ -203,26 +249,9 @@ impl Hub {
         digest.add(transfer.outgoing_amount);
     }
 
-    /// What [`Self::run`] must come to, from the packets' fields.
-    fn expected(packets: &[Packet], window: usize, setup: Setup) -> u64 {
-        let out = |packet: &Packet| {
-            let expires_at = outgoing_expiry(packet.sample.expires_at, NOW, Windows::default()).expect("time enough");
-            [setup.outgoing_amount(packet), expires_at.as_millis()]
-        };
-        let booked = |packet: &Packet| {
-            let accounts = u64::from(packet.from.get()) << 32 | u64::from(packet.to.get());
-            [accounts, packet.sample.amount, setup.outgoing_amount(packet)]
-        };
-        let batch = |batch: &[Packet]| -> Vec<u64> {
-            let there = batch.iter().flat_map(out);
-            there.chain(batch.iter().flat_map(booked)).collect()
-        };
-        packets.chunks(window).flat_map(batch).collect::<Digest>().get()
-    }
-
-    fn work<'a>(name: impl Into<String>, packets: &'a [Packet], window: usize, mut hub: Hub, setup: Setup) -> Work<'a> {
-        let expected = Self::expected(packets, window, setup);
-        Work::new(name, expected, move || hub.run(black_box(packets), window))
+    fn work(mut self, name: impl Into<String>, traffic: &Traffic, window: usize) -> Work<'_> {
+        let expected = traffic.expected(window, self.setup);
+        Work::new(name, expected, move || self.run(black_box(traffic), window))
     }
 }
 
@@ -248,49 +277,44 @@ fn account(id: u32, setup: Setup) -> Account {
 }
 
 fn packet(criterion: &mut Criterion) {
-    let packets = packets(2, size(64, 4_096));
-    let conditions: Digest = packets.iter().map(|packet| word(&packet.sample.condition)).collect();
-    let hub = |setup| Hub::new(2, setup);
+    let traffic = Traffic::new(2, size(64, 4_096));
+    let conditions: Digest = traffic.samples.iter().map(|sample| word(&sample.condition)).collect();
+    let work = |name, window, setup| Hub::new(2, setup).work(name, &traffic, window);
     let works = vec![
         Work::new("SHA-256", conditions.get(), || {
-            let hash = |packet: &Packet| word(digest(&SHA256, &packet.sample.fulfillment).as_ref());
-            black_box(&packets).iter().map(hash).collect::<Digest>().get()
+            let hash = |sample: &Sample| word(digest(&SHA256, &sample.fulfillment).as_ref());
+            black_box(&traffic.samples).iter().map(hash).collect::<Digest>().get()
         }),
-        Hub::work("one by one", &packets, 1, hub(Setup::Plain), Setup::Plain),
-        Hub::work("512 in flight", &packets, WINDOW, hub(Setup::Plain), Setup::Plain),
-        Hub::work("every limit", &packets, WINDOW, hub(Setup::Limits), Setup::Limits),
-        Hub::work("two assets", &packets, WINDOW, hub(Setup::Assets), Setup::Assets),
+        work("one by one", 1, Setup::Plain),
+        work("512 in flight", WINDOW, Setup::Plain),
+        work("every limit", WINDOW, Setup::Limits),
+        work("two assets", WINDOW, Setup::Assets),
     ];
-    measure(criterion, "pipeline/packet", packets.len(), works);
-    let mut hub = hub(Setup::Plain);
-    hub.run(&packets, WINDOW);
-    let booked: Vec<i128> = (0..2)
-        .map(|id| {
-            let (balance, in_flight) = hub.pipeline.state_of(AccountId::new(id)).expect("it was made");
-            assert!(balance.is_settled() && in_flight == 0, "every packet has ended");
-            balance.booked()
-        })
-        .collect();
-    assert_eq!(booked[0], -booked[1], "what one account has paid the other has got");
-    assert_ne!(booked[0], 0, "and the packets did not cancel out");
+    measure(criterion, "pipeline/packet", traffic.packets.len(), works);
+
+    let mut hub = Hub::new(2, Setup::Plain);
+    hub.run(&traffic, WINDOW);
+    let [one, other] = [0, 1].map(|id| {
+        let (balance, in_flight) = hub.pipeline.state_of(AccountId::new(id)).expect("it was made");
+        assert!(balance.is_settled() && in_flight == 0, "every packet has ended");
+        balance.booked()
+    });
+    assert_eq!(one, -other, "what one account has paid the other has got");
+    assert_ne!(one, 0, "and the packets did not cancel out");
 }
 
 fn accounts(criterion: &mut Criterion) {
-    let packet_count = size(500, 65_536);
-    let few = packets(10, packet_count);
-    let count = size(1_000, 100_000);
-    let many = packets(count, packet_count);
+    const FEW: usize = 10;
+
+    let packet_count = size(500, 32_768);
+    let many = size(1_000, 100_000);
+    // Each has packets of its own, so that none finds in the caches what the one before it has read.
+    let traffic = [FEW, FEW, many].map(|in_use| Traffic::new(in_use, packet_count));
     let hub = |accounts| Hub::new(accounts, Setup::Plain);
     let works = vec![
-        Hub::work("10 accounts", &few, WINDOW, hub(10), Setup::Plain),
-        Hub::work(format!("{count} accounts"), &many, WINDOW, hub(count), Setup::Plain),
-        Hub::work(
-            format!("{count} accounts, 10 of them in use"),
-            &few,
-            WINDOW,
-            hub(count),
-            Setup::Plain,
-        ),
+        hub(FEW).work(format!("{FEW}"), &traffic[0], WINDOW),
+        hub(many).work(format!("{many}, {FEW} in use"), &traffic[1], WINDOW),
+        hub(many).work(format!("{many}, all in use"), &traffic[2], WINDOW),
     ];
-    measure(criterion, "pipeline/accounts and routes", packet_count, works);
+    measure(criterion, "pipeline/accounts", packet_count, works);
 }

@@ -5,19 +5,24 @@
 //! work up by changing its meaning, and no compiler leaves out what it computes.
 //!
 //! `cargo bench` measures, in two ways. Criterion says how long each work takes and how that has changed since the last
-//! run. Beside it a line `ratio` compares each work with the first of its group, by short rounds that take turns,
-//! because what else the machine does comes and goes: these are the figures to quote. `cargo test --benches` runs
-//! every work once, on a small input.
+//! run. Beside it a line `ratio` compares each work with the first of its group, by short rounds that take turns, because
+//! what else the machine does comes and goes: these are the figures to quote. `cargo test --benches` runs every work
+//! once, on a small input.
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use criterion::{Criterion, Throughput};
 
-/// Rounds of which a ratio is the median.
-const ROUNDS: usize = 21;
-/// A round repeats its work until about this time has passed, so that reading the clock does not count.
-const ROUND: Duration = Duration::from_millis(5);
+// The node's own allocator, because where things lie in memory is part of what they cost.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Rounds of each work that a ratio is made of.
+const ROUNDS: usize = 51;
+/// A round repeats its work for about this time: long beside a reading of the clock, short beside a time slice, so that
+/// many rounds pass undisturbed.
+const ROUND: Duration = Duration::from_millis(1);
 
 /// One thing to measure.
 pub struct Work<'a> {
@@ -88,25 +93,24 @@ pub fn measure(criterion: &mut Criterion, group: &str, elements: usize, mut work
 
 fn print_ratios(group: &str, elements: usize, works: &mut [Work<'_>]) {
     let iterations: Vec<u64> = works.iter_mut().map(Work::iterations_per_round).collect();
-    let rounds: Vec<Vec<f64>> = (0..ROUNDS)
-        .map(|_| {
-            let each = works.iter_mut().zip(&iterations);
-            each.map(|(work, &count)| work.time(count).as_nanos() as f64 / count as f64)
-                .collect()
-        })
-        .collect();
-    for (index, work) in works.iter().enumerate() {
-        let ns = median(rounds.iter().map(|round| round[index] / elements as f64));
-        let ratio = median(rounds.iter().map(|round| round[index] / round[0]));
+    let mut times: Vec<Vec<f64>> = works.iter().map(|_| Vec::with_capacity(ROUNDS)).collect();
+    for _ in 0..ROUNDS {
+        for ((work, &count), times) in works.iter_mut().zip(&iterations).zip(&mut times) {
+            times.push(work.time(count).as_nanos() as f64 / (count * elements as u64) as f64);
+        }
+    }
+    let ns: Vec<f64> = times.iter_mut().map(|times| undisturbed(times)).collect();
+    let first = &works[0].name;
+    for (work, each) in works.iter().zip(&ns) {
         let name = format!("{group}/{}", work.name);
-        println!("ratio  {name:<44} {ns:>10.1} ns each {ratio:>8.2} x {}", works[0].name);
+        println!("ratio  {name:<44} {each:>8.1} ns each {:>7.2} x {first}", each / ns[0]);
     }
 }
 
-fn median(figures: impl Iterator<Item = f64>) -> f64 {
-    let mut figures: Vec<f64> = figures.collect();
-    figures.sort_by(f64::total_cmp);
-    figures[figures.len() / 2]
+/// The slowest of the fastest tenth: other processes only ever add to a round.
+fn undisturbed(times: &mut [f64]) -> f64 {
+    times.sort_by(f64::total_cmp);
+    times[times.len() / 10]
 }
 
 /// How much to work on: `full` when something is measured, `small` when it is only tried.
@@ -120,15 +124,17 @@ fn is_full() -> bool {
     has("--bench") && !has("--test") && !has("--list")
 }
 
-/// A sum of everything that was computed, in its order. One rotation and one addition a number, so that it does not show
-/// beside the work.
+/// Everything that was computed, in its order: a polynomial in an odd number, so that no error cancels another by its
+/// place, as errors of one unit each would in a sum. One multiplication and one addition a number, beside the work.
 #[derive(Default)]
 pub struct Digest(u64);
 
 impl Digest {
+    const FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
+
     #[inline]
     pub fn add(&mut self, number: u64) {
-        self.0 = self.0.rotate_left(1).wrapping_add(number);
+        self.0 = self.0.wrapping_mul(Self::FACTOR).wrapping_add(number);
     }
 
     pub fn get(&self) -> u64 {

@@ -22,6 +22,7 @@ const SILENCE_MS_MAX: u64 = 45_000;
 const GOODBYE_MS_MAX: u64 = 2_000;
 /// How long a replaced session may go on answering.
 const REPLACED_MS_MAX: u64 = 30_000;
+const REPLACED_LOOK_AGAIN_MS: u64 = 1_000;
 
 /// An event without its borrow, so that the session is free again while it is handled.
 enum Step {
@@ -130,6 +131,7 @@ impl Shard {
             };
             match (step, account) {
                 (Step::Prepare { request_id, packet }, Some(from)) => {
+                    session.owed += 1;
                     let reply_to = ReplyTo {
                         shard: self.id,
                         connection: socket.to_u64(),
@@ -138,9 +140,11 @@ impl Shard {
                     self.prepare_arrived(from, reply_to, packet.of(bytes));
                 }
                 (Step::Reply { request_id, packet }, Some(from)) => {
+                    session.awaited = session.awaited.saturating_sub(1);
                     self.responded(from, RequestId(request_id), Response::Packet(packet.of(bytes)));
                 }
                 (Step::Failed { request_id, failure }, Some(from)) => {
+                    session.awaited = session.awaited.saturating_sub(1);
                     let reason = match failure {
                         Failure::Unreachable => RejectReason::LinkFailed,
                         Failure::InsufficientLiquidity => RejectReason::PeerLiquidity,
@@ -239,8 +243,13 @@ impl Shard {
         self.connections.set_deadline(socket, self.now.monotonic_ms + PING_MS);
         let replaced = self.peers.entry(account).btp.replace(socket);
         if let Some(replaced) = replaced.filter(|replaced| *replaced != socket) {
-            self.connections
-                .set_deadline(replaced, self.now.monotonic_ms + REPLACED_MS_MAX);
+            let now_ms = self.now.monotonic_ms;
+            if let Some(connection) = self.connections.get_mut(replaced)
+                && let Link::Btp(session) = &mut connection.link
+            {
+                session.replaced_until_ms = Some(now_ms + REPLACED_MS_MAX);
+            }
+            self.connections.set_deadline(replaced, now_ms);
         }
     }
 
@@ -287,9 +296,13 @@ impl Shard {
             self.close_session(socket, CloseCode::ProtocolError);
             return;
         };
-        let current = self.peers.get(account).is_some_and(|peer| peer.btp == Some(socket));
-        if !current {
-            self.close_session(socket, CloseCode::Normal);
+        if let Some(until_ms) = session.replaced_until_ms {
+            // It says and hears the answers that are due on it, and goes.
+            if now_ms >= until_ms || (session.owed == 0 && session.awaited == 0) {
+                self.close_session(socket, CloseCode::Normal);
+            } else {
+                self.connections.set_deadline(socket, now_ms + REPLACED_LOOK_AGAIN_MS);
+            }
             return;
         }
         if now_ms >= session.heard_ms + SILENCE_MS_MAX {

@@ -84,6 +84,11 @@ pub struct BtpSession {
     pub heard_ms: u64,
     /// When the last ping was sent.
     pub pinged_ms: u64,
+    /// Prepares received on this session that are not answered, and sent on it without an answer yet.
+    pub owed: u32,
+    pub awaited: u32,
+    /// Until when a session that a newer one has replaced may go on answering.
+    pub replaced_until_ms: Option<u64>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -108,6 +113,18 @@ pub enum BtpPhase {
 }
 
 impl BtpSession {
+    pub fn new(link: BtpLink, phase: BtpPhase, now_ms: u64) -> Self {
+        Self {
+            link,
+            phase,
+            heard_ms: now_ms,
+            pinged_ms: now_ms,
+            owed: 0,
+            awaited: 0,
+            replaced_until_ms: None,
+        }
+    }
+
     pub fn account(&self) -> Option<AccountId> {
         match self.phase {
             BtpPhase::Open { account } => Some(account),

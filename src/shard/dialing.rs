@@ -348,12 +348,7 @@ impl Shard {
         }
         let now_ms = self.now.monotonic_ms;
         let phase = BtpPhase::Authenticating { account };
-        connection.link = Link::Btp(BtpSession {
-            link,
-            phase,
-            heard_ms: now_ms,
-            pinged_ms: now_ms,
-        });
+        connection.link = Link::Btp(BtpSession::new(link, phase, now_ms));
         used + self.consume_btp(socket, &mut bytes[used..])
     }
 

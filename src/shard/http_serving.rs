@@ -473,12 +473,8 @@ impl Shard {
         let Some(connection) = self.connections.get_mut(socket) else {
             return;
         };
-        let session = BtpSession {
-            link: BtpLink::server(),
-            phase: BtpPhase::Unauthenticated { named, name_given },
-            heard_ms: self.now.monotonic_ms,
-            pinged_ms: self.now.monotonic_ms,
-        };
+        let phase = BtpPhase::Unauthenticated { named, name_given };
+        let session = BtpSession::new(BtpLink::server(), phase, self.now.monotonic_ms);
         *connection = Connection {
             link: Link::Btp(session),
             ..Connection::new(Link::HttpServer(HttpServing::default()))

@@ -55,8 +55,8 @@ pub const UNSENT_BYTES_MAX: usize = 2 * 1024 * 1024;
 /// Reading goes on when this little is unsent.
 const UNSENT_BYTES_RESUME: usize = UNSENT_BYTES_MAX / 4;
 
-/// Bytes kept for a connection that waits for our answers before we look at them. Only a request that nothing waits for
-/// may be longer: it is being collected.
+/// Bytes kept for a connection: the beginning of a message, or requests that wait until earlier ones are answered. Only
+/// a message that is known to be longer is collected beyond this.
 const INBOX_BYTES_MAX: usize = 256 * 1024;
 
 /// Messages handled in one turn, so that sockets get their turn too.
@@ -364,12 +364,12 @@ impl Shard {
         let Some(connection) = self.connections.get_mut(socket) else {
             return;
         };
-        let waits_for_us = match &connection.link {
-            Link::HttpServer(serving) => !serving.replies.is_empty(),
-            _ => false,
+        // More than the message that is being collected needs: what is there has to be dealt with first.
+        let needed = match &connection.link {
+            Link::HttpServer(serving) => serving.server.needed(),
+            _ => 0,
         };
-        let waits_for_us = waits_for_us || connection.moving_to.is_some();
-        let crowded = waits_for_us && connection.inbox.len() > INBOX_BYTES_MAX;
+        let crowded = connection.inbox.len() > needed.max(INBOX_BYTES_MAX);
         if !connection.paused && (unsent > UNSENT_BYTES_MAX || crowded) {
             connection.paused = true;
             self.ring.pause(socket);

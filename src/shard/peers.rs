@@ -193,6 +193,7 @@ impl Shard {
                 return false;
             };
             session.link.send_prepare(id.0, packet, (amount, expires_at), out);
+            session.awaited += 1;
             !session.link.is_closing()
         });
         if !sent {
@@ -221,6 +222,7 @@ impl Shard {
             && let Some(out) = self.ring.output(socket)
         {
             session.link.send_reply(request_id, packet, out);
+            session.owed = session.owed.saturating_sub(1);
             self.adjust_reception(socket);
         }
     }
