@@ -4,6 +4,8 @@
 //! each takes. Leaves the packets' own paths to the shards; they are known here so that a wrong method on them is 405
 //! and not 404.
 
+use crate::wire::http::percent::percent_decode;
+
 /// 64 KiB: accounts and settings.
 pub const BODY_BYTES_MAX: usize = 64 * 1024;
 /// 4 MiB: maps of rates and routes.
@@ -117,24 +119,8 @@ pub fn body_max(target: &str) -> usize {
 
 /// Percent-decodes one segment, once. `None` for what is empty, no UTF-8, a broken escape, or a slash in disguise.
 fn decode_segment(segment: &str) -> Option<String> {
-    let decoded = percent_decode(segment)?;
+    let decoded = percent_decode(segment)?.into_owned();
     (!decoded.is_empty() && !decoded.contains('/')).then_some(decoded)
-}
-
-/// RFC 3986, section 2.1. `None` if an escape is broken or the bytes are no UTF-8.
-pub fn percent_decode(text: &str) -> Option<String> {
-    let mut decoded = Vec::with_capacity(text.len());
-    let mut bytes = text.bytes();
-    while let Some(byte) = bytes.next() {
-        if byte == b'%' {
-            let mut digit = || char::from(bytes.next()?).to_digit(16);
-            let value = digit()? << 4 | digit()?;
-            decoded.push(value as u8);
-        } else {
-            decoded.push(byte);
-        }
-    }
-    String::from_utf8(decoded).ok()
 }
 
 #[cfg(test)]

@@ -8,9 +8,9 @@ use url::Url;
 use crate::ledger::account::RoutingRelation;
 use crate::ledger::directory::normalize_username;
 use crate::wire::address::{Address, AddressError};
+use crate::wire::http::percent::percent_decode;
 
 use super::json::Json;
-use super::path::percent_decode;
 use super::problem::Fault;
 
 /// The length of a token in bytes.
@@ -173,7 +173,7 @@ pub fn btp_url(value: &Json) -> Result<(Box<str>, Option<Box<str>>), Refusal> {
     }
     let password = match url.password().map(percent_decode) {
         None => None,
-        Some(Some(password)) if (1..=TOKEN_BYTES_MAX).contains(&password.len()) => Some(password.into()),
+        Some(Some(password)) if (1..=TOKEN_BYTES_MAX).contains(&password.len()) => Some(password.as_ref().into()),
         Some(_) => return refuse(Fault::Invalid, "the password in the URL is no token"),
     };
     if url.set_password(None).is_err() {

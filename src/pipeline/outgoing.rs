@@ -20,8 +20,8 @@ pub enum LinkState {
 }
 
 impl Pipeline {
-    /// Notes the Prepare in flight to `onward.to`, which this shard owns. `waiting` is the number of Fulfills kept back
-    /// on this shard until they are durable: they count against what may be in flight, because the store's queue has
+    /// Notes the Prepare in flight to `onward.to`, which this shard owns. `waiting` is the number of transfers
+    /// of this shard that the store has not made durable: they count against what may be in flight, because its queue has
     /// room for that many.
     pub fn outgoing(
         &mut self,

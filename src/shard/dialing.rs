@@ -10,13 +10,13 @@ use crate::ledger::{Account, AccountId};
 use crate::link::btp::BtpLink;
 use crate::net::dial::Backoff;
 use crate::net::{SocketId, dial};
+use crate::wire::http::percent::percent_decode;
 use crate::wire::websocket::{ClientHandshake, CloseCode};
 
 use super::Shard;
 use super::btp_sessions::AUTHENTICATION_MS_MAX;
 use super::connections::{BtpPhase, BtpSession, Connection, Link};
 use super::mesh::{Cold, Message};
-use super::paths::percent_decode;
 
 /// Where a peer listens.
 #[derive(Clone, PartialEq, Eq, Debug)]

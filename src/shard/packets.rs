@@ -88,7 +88,9 @@ impl Shard {
     pub(super) fn outgoing(&mut self, onward: Onward, packet: &[u8]) {
         let (to, amount, expires_at) = (onward.to, onward.amount, onward.expires_at);
         let state = self.link_state(to, packet.len());
-        match self.pipeline.outgoing(self.now, onward, state, self.journal.len()) {
+        // In relaxed mode nothing is kept back, but the store's queue may still be long.
+        let waiting = self.journal.len().max(self.transfers.waiting());
+        match self.pipeline.outgoing(self.now, onward, state, waiting) {
             Ok(id) => self.send_prepare(to, id, packet, amount, expires_at),
             Err((origin, reason)) => self.answer_with(origin, &reason),
         }
@@ -248,3 +250,6 @@ impl Shard {
         }
     }
 }
+
+// Every Prepare in flight may become a transfer before the store takes the first of them.
+const _: () = assert!(crate::pipeline::in_flight::IN_FLIGHT_MAX <= crate::store::writer::TRANSFERS_WAITING_MAX);

@@ -2,6 +2,8 @@
 
 use std::borrow::Cow;
 
+use crate::wire::http::percent::percent_decode;
+
 /// What a request path names. User names are percent-decoded; a name that cannot be decoded is no one's.
 #[derive(PartialEq, Eq, Debug)]
 pub enum Target<'a> {
@@ -27,34 +29,14 @@ pub fn classify(path: &str) -> Target<'_> {
     let Some((name, rest)) = path.strip_prefix("/accounts/").and_then(|rest| rest.split_once('/')) else {
         return Target::Api;
     };
-    let username = || Some(percent_decode(name).unwrap_or(Cow::Borrowed("")));
+    // What cannot be decoded, or hides a slash, could be nobody's name.
+    let decoded = || percent_decode(name).filter(|name| !name.contains('/'));
+    let username = || Some(decoded().unwrap_or(Cow::Borrowed("")));
     match rest {
         "ilp" => Target::Packet { username: username() },
         "ilp/btp" => Target::Btp { username: username() },
         _ => Target::Api,
     }
-}
-
-/// Decodes `%XX` once. `None`: an incomplete escape, no UTF-8, or a slash that was hidden.
-pub fn percent_decode(text: &str) -> Option<Cow<'_, str>> {
-    if !text.contains('%') {
-        return Some(Cow::Borrowed(text));
-    }
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.bytes();
-    while let Some(byte) = rest.next() {
-        if byte != b'%' {
-            bytes.push(byte);
-            continue;
-        }
-        let digit = |byte: Option<u8>| char::from(byte?).to_digit(16);
-        let (high, low) = (digit(rest.next())?, digit(rest.next())?);
-        bytes.push((high << 4 | low) as u8);
-    }
-    if bytes.contains(&b'/') {
-        return None;
-    }
-    String::from_utf8(bytes).ok().map(Cow::Owned)
 }
 
 #[cfg(test)]

@@ -95,6 +95,11 @@ impl TransferSender {
         self.pushed
     }
 
+    /// How many transfers wait for the writer to take them.
+    pub fn waiting(&self) -> usize {
+        self.shared.shards[self.shard].queue.len()
+    }
+
     /// How many transfers can be pushed for certain. A shard accepts a Prepare only if this exceeds what it has in
     /// flight, and answers T03 otherwise; only a disk that stands still makes it so.
     pub fn room(&self) -> usize {

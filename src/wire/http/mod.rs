@@ -18,6 +18,7 @@ pub mod body;
 pub mod fields;
 pub mod head;
 pub mod malformed;
+pub mod percent;
 pub mod write;
 
 pub use authorization::{Credentials, parse_authorization};
