@@ -63,7 +63,7 @@ lint: needs-build
 
 bench: needs-bench
 	cargo build $(PROFILE) --workspace --bins
-	cargo bench --locked --profile release --benches
+	CARGO_INCREMENTAL=0 cargo bench --locked --profile release --bench '*'
 	perf/run $(if $(QUICK),--quick)
 
 crash: needs-build
