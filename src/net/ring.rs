@@ -13,6 +13,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::time::Duration;
 
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
 use slab::Slab;
@@ -71,6 +72,17 @@ pub enum Completion {
     Closed { socket: SocketId, error: Option<io::Error> },
 }
 
+/// What a turn does when nothing has happened.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Sleep {
+    /// It returns at once.
+    No,
+    /// It waits for a completion, or until another thread raises the eventfd.
+    UntilWoken,
+    /// The same, but no longer than this.
+    AtMost(Duration),
+}
+
 /// What a completion was for; the lowest bits of its user data.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
@@ -79,7 +91,6 @@ enum Operation {
     Receive,
     Send,
     Connect,
-    Timeout,
     Cancel,
     Wake,
 }
@@ -95,9 +106,8 @@ impl Operation {
             1 => Self::Receive,
             2 => Self::Send,
             3 => Self::Connect,
-            4 => Self::Timeout,
-            5 => Self::Cancel,
-            6 => Self::Wake,
+            4 => Self::Cancel,
+            5 => Self::Wake,
             other => unreachable!("the kernel returns our own user data, not {other}"),
         };
         (
@@ -160,9 +170,6 @@ pub struct Ring {
     dirty: Vec<SocketId>,
     listeners: Vec<OwnedFd>,
     accepting: bool,
-    /// Microseconds of the caller's clock for which a timeout is armed already.
-    wake_at_us: Option<u64>,
-    timespec: Box<types::Timespec>,
     /// Raised by other threads; a read of it is always in the kernel, so that it ends our sleep like any completion.
     wake_fd: RawFd,
     wake_count: Box<[u8; 8]>,
@@ -235,8 +242,6 @@ impl Ring {
             dirty: Vec::new(),
             listeners: Vec::new(),
             accepting: true,
-            wake_at_us: None,
-            timespec: Box::new(types::Timespec::new()),
             wake_fd,
             wake_count: Box::new([0; 8]),
             gone: Vec::new(),
@@ -428,43 +433,30 @@ impl Ring {
         self.buffers.give_back(buffer);
     }
 
-    /// Ends a sleep at `deadline_us` at the latest; both on the caller's clock.
-    pub fn wake_at(&mut self, now_us: u64, deadline_us: u64) {
-        if self
-            .wake_at_us
-            .is_some_and(|armed| armed <= deadline_us && armed > now_us)
-        {
-            return;
-        }
-        let wait = std::time::Duration::from_micros(deadline_us.saturating_sub(now_us).max(1));
-        *self.timespec = types::Timespec::from(wait);
-        let entry = opcode::Timeout::new(&*self.timespec)
-            .build()
-            .user_data(Operation::Timeout.user_data(0, 0));
-        self.push(entry);
-        // The kernel copies the time when it takes the entry; take it now, so that the next one may be another.
-        self.submit();
-        self.wake_at_us = Some(deadline_us);
-    }
-
-    /// Submits what was queued since the last turn and gathers what has happened. With `wait`, sleeps until something
-    /// has: a completion, a timeout of [`Self::wake_at`], or another thread that wakes the shard. Without, never waits.
-    pub fn turn(&mut self, completions: &mut Vec<Completion>, wait: bool) {
+    /// Submits what was queued since the last turn and gathers what has happened; sleeps as `sleep` says if nothing has.
+    pub fn turn(&mut self, completions: &mut Vec<Completion>, sleep: Sleep) {
         self.flush();
         for index in self.told.drain(..) {
             self.sockets.remove(index as usize);
         }
         let queued = self.ring.submission().len() as u32;
-        // SAFETY: no signal mask is passed; every entry pushed refers to memory that outlives its operation (a
-        // socket's slot keeps its send buffer and address until the completion has come).
-        let entered = unsafe {
-            self.ring
-                .submitter()
-                .enter::<libc::sigset_t>(queued, u32::from(wait), ENTER_GETEVENTS, None)
+        let submitter = self.ring.submitter();
+        // SAFETY, of each `enter`: no signal mask is passed, and a time lives until the call returns; every entry pushed
+        // refers to memory that outlives its operation (a socket's slot keeps its send buffer and address until the
+        // completion has come).
+        let entered = match sleep {
+            Sleep::No => unsafe { submitter.enter::<libc::sigset_t>(queued, 0, ENTER_GETEVENTS, None) },
+            Sleep::UntilWoken => unsafe { submitter.enter::<libc::sigset_t>(queued, 1, ENTER_GETEVENTS, None) },
+            Sleep::AtMost(time) => {
+                let time = types::Timespec::from(time);
+                let arguments = types::SubmitArgs::new().timespec(&time);
+                unsafe { submitter.enter(queued, 1, ENTER_GETEVENTS | ENTER_EXT_ARG, Some(&arguments)) }
+            }
         };
         if let Err(error) = entered {
-            // Busy: the completion queue is full. We empty it below and submit with the next turn.
-            let transient = matches!(error.raw_os_error(), Some(libc::EBUSY | libc::EINTR | libc::EAGAIN));
+            // Busy: the completion queue is full; we empty it below and submit with the next turn. Time: it is over.
+            let transient =
+                matches!(error.raw_os_error(), Some(libc::EBUSY | libc::EINTR | libc::EAGAIN | libc::ETIME));
             assert!(transient, "the ring accepts what we submit: {error}");
         }
         while let Some(entry) = self.next_completion() {
@@ -486,7 +478,6 @@ impl Ring {
         let result = entry.result();
         let more = cqueue::more(entry.flags());
         match operation {
-            Operation::Timeout => self.wake_at_us = None,
             Operation::Cancel => {}
             Operation::Wake => self.listen_for_wakes(),
             Operation::Accept => {
@@ -764,7 +755,9 @@ impl Drop for Ring {
     }
 }
 
-const ENTER_GETEVENTS: u32 = 1;
+/// Flags of io_uring_enter(2).
+const ENTER_GETEVENTS: u32 = 1 << 0;
+const ENTER_EXT_ARG: u32 = 1 << 3;
 
 fn shutdown(fd: RawFd, how: libc::c_int) {
     // SAFETY: takes no pointers. It fails when the peer is gone already, which is what it is for.

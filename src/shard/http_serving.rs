@@ -14,6 +14,7 @@ use crate::wire::http::authorization::{Credentials, parse_authorization};
 use crate::wire::http::write::{reason, write_ok_packet, write_response};
 use crate::wire::http::{Method, RequestHead};
 use crate::wire::packet::{PACKET_BYTES_MAX, Prepare};
+use crate::wire::timestamp::{HTTP_DATE_BYTES, Timestamp};
 use crate::wire::websocket;
 
 use super::Shard;
@@ -96,7 +97,7 @@ impl Problem {
         }
     }
 
-    fn body(&self, now: crate::wire::timestamp::Timestamp) -> Vec<u8> {
+    fn body(&self, now: Timestamp) -> Vec<u8> {
         let kind = match self.code {
             "invalid_packet" => "https://errors.interledger.org/http-api/ilp-over-http/invalid-packet",
             _ => "about:blank",
@@ -375,17 +376,10 @@ impl Shard {
             .iter()
             .map(|(name, value)| (*name, value.as_str()))
             .collect();
-        self.answer_http(reply_to, |out, keep_alive, head_only| {
+        self.answer_http(reply_to, |out, date, keep_alive, head_only| {
             let keep_alive = keep_alive && !response.close;
-            write_response(
-                out,
-                response.status,
-                reason(response.status),
-                &headers,
-                &response.body,
-                keep_alive,
-                head_only,
-            );
+            let (status, body) = (response.status, &response.body);
+            write_response(out, date, status, &headers, body, keep_alive, head_only);
             keep_alive
         });
     }
@@ -394,30 +388,27 @@ impl Shard {
         let body = problem.body(self.now.wall);
         let content_type = ("content-type", "application/problem+json");
         let headers: Vec<_> = std::iter::once(content_type).chain(problem.header).collect();
-        self.answer_http(reply_to, |out, keep_alive, head_only| {
-            write_response(
-                out,
-                problem.status,
-                reason(problem.status),
-                &headers,
-                &body,
-                keep_alive,
-                head_only,
-            );
+        self.answer_http(reply_to, |out, date, keep_alive, head_only| {
+            write_response(out, date, problem.status, &headers, &body, keep_alive, head_only);
             keep_alive
         });
     }
 
     pub(super) fn reply_over_http(&mut self, reply_to: ReplyTo, packet: &[u8]) {
-        self.answer_http(reply_to, |out, keep_alive, _| {
-            write_ok_packet(out, packet, keep_alive);
+        self.answer_http(reply_to, |out, date, keep_alive, _| {
+            write_ok_packet(out, date, packet, keep_alive);
             keep_alive
         });
     }
 
-    /// Writes the answer to a request, now or when those before it have been answered. `write` says whether the
+    /// Writes the answer to a request, now or when those before it have been answered. `write` gets where to, the text
+    /// for `Date`, whether the client lets the connection stay, and whether the body is left out; it says whether the
     /// connection stays.
-    fn answer_http(&mut self, reply_to: ReplyTo, write: impl FnOnce(&mut Vec<u8>, bool, bool) -> bool) {
+    fn answer_http(
+        &mut self,
+        reply_to: ReplyTo,
+        write: impl FnOnce(&mut Vec<u8>, &[u8; HTTP_DATE_BYTES], bool, bool) -> bool,
+    ) {
         let socket = SocketId::from_u64(reply_to.connection);
         let now_ms = self.now.monotonic_ms;
         let Some(connection) = self.connections.get_mut(socket) else {
@@ -434,16 +425,17 @@ impl Shard {
         else {
             return;
         };
+        let date = self.http_date.at(self.now.wall);
         if at > 0 {
             let reply = &mut serving.replies[at];
             let mut bytes = Vec::new();
-            reply.keep_alive = write(&mut bytes, reply.keep_alive, reply.head_only);
+            reply.keep_alive = write(&mut bytes, date, reply.keep_alive, reply.head_only);
             reply.ready = Some(bytes);
             return;
         }
         let Some(out) = self.ring.output(socket) else { return };
         let first = serving.replies.pop_front().expect("found above");
-        let mut keep_alive = write(out, first.keep_alive, first.head_only);
+        let mut keep_alive = write(out, date, first.keep_alive, first.head_only);
         while keep_alive
             && let Some(next) = serving.replies.front_mut()
             && let Some(bytes) = next.ready.take()

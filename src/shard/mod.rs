@@ -30,18 +30,19 @@ use std::collections::BinaryHeap;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use crossbeam::channel::Sender;
 
 use crate::ledger::AccountId;
 use crate::ledger::journal::Journal;
 use crate::net::buffers::Buffer;
-use crate::net::ring::Unsupported;
+use crate::net::ring::{Sleep, Unsupported};
 use crate::net::{Completion, Ring, SocketId};
 use crate::pipeline::{Now, Pipeline, Settings};
 use crate::store::{TransferSender, WriterHandle};
 
-use clock::Clock;
+use clock::{Clock, HttpDate};
 use connections::{Connection, Connections, HttpServing, Link};
 use control::{Change, Pending};
 use dialing::{Attempt, Lookup};
@@ -90,6 +91,7 @@ pub struct Shard {
     id: u16,
     clock: Clock,
     now: Now,
+    http_date: HttpDate,
     ring: Ring,
     pipeline: Pipeline,
     connections: Connections,
@@ -136,6 +138,7 @@ impl Shard {
             id,
             clock: setup.clock,
             now,
+            http_date: HttpDate::new(now.wall),
             ring,
             pipeline: Pipeline::new(setup.settings, u32::from(id), shards, now),
             connections: Connections::default(),
@@ -181,13 +184,8 @@ impl Shard {
         let mut completions = Vec::new();
         while !self.is_over() {
             waker.prepare_to_park();
-            let sleep = self.may_sleep();
-            if sleep {
-                let deadline_us = self.next_deadline_ms().map(|deadline_ms| deadline_ms * 1_000);
-                if let Some(deadline_us) = deadline_us.into_iter().chain(self.commit.deadline_us()).min() {
-                    self.ring.wake_at(self.clock.now_us(), deadline_us);
-                }
-            } else {
+            let sleep = self.may_sleep_for();
+            if sleep == Sleep::No {
                 waker.unpark();
             }
             self.ring.turn(&mut completions, sleep);
@@ -232,9 +230,19 @@ impl Shard {
         }
     }
 
-    /// Nothing came while we announced that we park.
-    fn may_sleep(&self) -> bool {
-        self.mesh.mailbox().is_empty() && !self.has_durable() && !self.ring.has_last_words()
+    /// How long the shard may sleep: not at all if something came while it announced that it parks.
+    fn may_sleep_for(&self) -> Sleep {
+        if !self.mesh.mailbox().is_empty() || self.has_durable() || self.ring.has_last_words() {
+            return Sleep::No;
+        }
+        let deadline_us = self.next_deadline_ms().map(|deadline_ms| deadline_ms * 1_000);
+        let Some(deadline_us) = deadline_us.into_iter().chain(self.commit.deadline_us()).min() else {
+            return Sleep::UntilWoken;
+        };
+        match deadline_us.saturating_sub(self.clock.now_us()) {
+            0 => Sleep::No,
+            left_us => Sleep::AtMost(Duration::from_micros(left_us)),
+        }
     }
 
     fn next_deadline_ms(&self) -> Option<u64> {

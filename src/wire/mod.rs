@@ -7,6 +7,7 @@
 pub mod address;
 pub mod base64;
 pub mod btp;
+pub mod error_code;
 pub mod http;
 pub mod oer;
 pub mod packet;

@@ -1,5 +1,6 @@
 //! Points in time as Interledger writes them: the 17 digits of a packet's expiry (RFC 27, RFC 30),
-//! the GeneralizedTime of a BTP error (RFC 23), and RFC 3339 for people.
+//! the GeneralizedTime of a BTP error (RFC 23), the date of an HTTP answer (RFC 9110), and RFC 3339
+//! for people.
 //!
 //! Owns the calendar. Leaves reading a clock to the shard: below it, time is an argument.
 //! Always: a [`Timestamp`] lies in the years 1970 to 9999, so every one of them can be written in
@@ -14,6 +15,8 @@ pub struct Timestamp(u64);
 pub const INTERLEDGER_BYTES: usize = 17;
 /// Bytes of the variable form as we write it: `YYYYMMDDHHmmSS.fffZ`.
 pub const GENERALIZED_BYTES: usize = 19;
+/// Bytes of HTTP's form: `Thu, 01 Jan 1970 00:00:00 GMT`.
+pub const HTTP_DATE_BYTES: usize = 29;
 
 /// `YYYYMMDDHHmmSS`, what all forms begin with.
 const TO_SECONDS_BYTES: usize = 14;
@@ -106,6 +109,27 @@ impl Timestamp {
         let mut out = *b"YYYY-MM-DDTHH:mm:SS.fffZ";
         Civil::from_timestamp(self).write([0, 5, 8, 11, 14, 17, 20], &mut out);
         out.iter().copied().map(char::from).collect()
+    }
+
+    /// `Sun, 06 Nov 1994 08:49:37 GMT`, the form that RFC 9110 section 5.6.7 has servers write
+    /// (IMF-fixdate); what is less than a second is cut off.
+    pub fn to_http_date(self) -> [u8; HTTP_DATE_BYTES] {
+        // 1970 began on the first of these.
+        const WEEKDAYS: [&[u8; 3]; 7] = [b"Thu", b"Fri", b"Sat", b"Sun", b"Mon", b"Tue", b"Wed"];
+        const MONTHS: [&[u8; 3]; 12] = [
+            b"Jan", b"Feb", b"Mar", b"Apr", b"May", b"Jun", b"Jul", b"Aug", b"Sep", b"Oct", b"Nov", b"Dec",
+        ];
+        let mut out = *b"www, DD mmm YYYY HH:mm:SS GMT";
+        let civil = Civil::from_timestamp(self);
+        let weekday = self.0 / u64::from(DAY_MS) % 7;
+        out[0..3].copy_from_slice(WEEKDAYS[weekday as usize]);
+        write_number::<2>(&mut out[5..], civil.day);
+        out[8..11].copy_from_slice(MONTHS[civil.month as usize - 1]);
+        write_number::<4>(&mut out[12..], civil.year);
+        write_number::<2>(&mut out[17..], civil.hour);
+        write_number::<2>(&mut out[20..], civil.minute);
+        write_number::<2>(&mut out[23..], civil.second);
+        out
     }
 }
 
@@ -356,6 +380,29 @@ mod tests {
     fn generalized_times_are_written_with_three_digits() {
         assert_eq!(Timestamp(0).to_generalized(), *b"19700101000000.000Z");
         assert_eq!(Timestamp::MAX.to_generalized(), *b"99991231235959.999Z");
+    }
+
+    #[test]
+    fn http_dates_are_written_with_their_weekday() {
+        let cases = [
+            (b"19941106084937000", "Sun, 06 Nov 1994 08:49:37 GMT"),
+            (b"19700101000000000", "Thu, 01 Jan 1970 00:00:00 GMT"),
+            (b"20000229235959999", "Tue, 29 Feb 2000 23:59:59 GMT"),
+            (b"20000301000000000", "Wed, 01 Mar 2000 00:00:00 GMT"),
+            (b"20150402101112131", "Thu, 02 Apr 2015 10:11:12 GMT"),
+            (b"20160513000000000", "Fri, 13 May 2016 00:00:00 GMT"),
+            (b"20170610000000000", "Sat, 10 Jun 2017 00:00:00 GMT"),
+            (b"20180709000000000", "Mon, 09 Jul 2018 00:00:00 GMT"),
+            (b"20190807000000000", "Wed, 07 Aug 2019 00:00:00 GMT"),
+            (b"20200930000000000", "Wed, 30 Sep 2020 00:00:00 GMT"),
+            (b"20211031000000000", "Sun, 31 Oct 2021 00:00:00 GMT"),
+            (b"20260105101112131", "Mon, 05 Jan 2026 10:11:12 GMT"),
+            (b"99991231235959999", "Fri, 31 Dec 9999 23:59:59 GMT"),
+        ];
+        for (text, expected) in cases {
+            let timestamp = Timestamp::parse_interledger(text).unwrap();
+            assert_eq!(str::from_utf8(&timestamp.to_http_date()), Ok(expected));
+        }
     }
 
     #[test]

@@ -640,9 +640,10 @@ mod tests {
         /// What our server writes is what our client reads.
         #[test]
         fn our_own_answers(bodies in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..99), 0..5)) {
+            let date = Timestamp::default().to_http_date();
             let mut bytes = Vec::new();
             for body in &bodies {
-                crate::wire::http::write::write_ok_packet(&mut bytes, body, true);
+                crate::wire::http::write::write_ok_packet(&mut bytes, &date, body, true);
             }
             let expected: Vec<_> = bodies.iter().map(|body| answer(200, body)).chain([Seen::Closed]).collect();
             prop_assert_eq!(Caller::of(&bytes), expected);

@@ -1,30 +1,38 @@
 //! Writes HTTP/1.1 messages (RFC 9112): our answers, and the numbers in our requests.
 //!
 //! Owns the bytes of a head we send. Everything is appended to a buffer of the caller, without the
-//! formatting machinery: an answer with a packet is a few copies.
+//! formatting machinery: an answer with a packet is a few copies. Leaves the clock to the caller, who
+//! says what to put into Date, the same text for all answers of a second.
 //!
-//! Always: a head we write frames its body by Content-Length, and no value can end its line early.
+//! Always: an answer has its Date (RFC 9110 section 6.6.1), a head we write frames its body by
+//! Content-Length, and no value can end its line early.
 
 use super::fields::is_value_byte;
+use crate::wire::timestamp::HTTP_DATE_BYTES;
 
-/// Appends the answer to a packet: 200 with the reply's bytes.
-pub fn write_ok_packet(out: &mut Vec<u8>, packet: &[u8], keep_alive: bool) {
-    const START: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-type: application/octet-stream\r\ncontent-length: ";
-    out.reserve(START.len() + DECIMAL_BYTES_MAX + CLOSE.len() + packet.len() + 8);
+/// Appends the answer to a packet: 200 with the reply's bytes. `date` is its time, as
+/// [`to_http_date`](crate::wire::timestamp::Timestamp::to_http_date) writes it.
+pub fn write_ok_packet(out: &mut Vec<u8>, date: &[u8; HTTP_DATE_BYTES], packet: &[u8], keep_alive: bool) {
+    const START: &[u8] = b"HTTP/1.1 200 OK\r\ndate: ";
+    const MIDDLE: &[u8] = b"\r\ncontent-type: application/octet-stream\r\ncontent-length: ";
+    let head_bytes_max = START.len() + date.len() + MIDDLE.len() + DECIMAL_BYTES_MAX + CLOSE.len();
+    out.reserve(head_bytes_max + packet.len());
     out.extend_from_slice(START);
+    out.extend_from_slice(date);
+    out.extend_from_slice(MIDDLE);
     write_decimal(out, packet.len() as u64);
     out.extend_from_slice(if keep_alive { b"\r\n\r\n" } else { CLOSE });
     out.extend_from_slice(packet);
 }
 
-/// Appends any answer. `headers` come without Content-Length and Connection, which are added.
+/// Appends any answer. `headers` come without Date, Content-Length and Connection, which are added.
 ///
 /// With `head_only`, for HEAD, the body is announced but left out. Status 1xx, 204 and 304 have no
-/// body and no length. A control character in a value or in the reason is written as a blank.
+/// body and no length. A control character in a value is written as a blank.
 pub fn write_response(
     out: &mut Vec<u8>,
+    date: &[u8; HTTP_DATE_BYTES],
     status: u16,
-    reason: &str,
     headers: &[(&str, &str)],
     body: &[u8],
     keep_alive: bool,
@@ -33,7 +41,9 @@ pub fn write_response(
     out.extend_from_slice(b"HTTP/1.1 ");
     write_decimal(out, u64::from(status));
     out.push(b' ');
-    write_value(out, reason);
+    out.extend_from_slice(reason(status).as_bytes());
+    out.extend_from_slice(b"\r\ndate: ");
+    out.extend_from_slice(date);
     for (name, value) in headers {
         out.extend_from_slice(b"\r\n");
         out.extend_from_slice(name.as_bytes());
@@ -122,13 +132,18 @@ mod tests {
     use crate::wire::http::{Framing, parse_response};
     use proptest::prelude::*;
 
+    const DATE: &[u8; HTTP_DATE_BYTES] = b"Sun, 06 Nov 1994 08:49:37 GMT";
+
     #[test]
     fn packets() {
         let mut out = Vec::new();
-        write_ok_packet(&mut out, b"abc", true);
-        write_ok_packet(&mut out, b"", false);
-        let expected = "HTTP/1.1 200 OK\r\ncontent-type: application/octet-stream\r\ncontent-length: 3\r\n\r\nabc\
-             HTTP/1.1 200 OK\r\ncontent-type: application/octet-stream\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+        write_ok_packet(&mut out, DATE, b"abc", true);
+        write_ok_packet(&mut out, DATE, b"", false);
+        let start =
+            "HTTP/1.1 200 OK\r\ndate: Sun, 06 Nov 1994 08:49:37 GMT\r\ncontent-type: application/octet-stream";
+        let expected = format!(
+            "{start}\r\ncontent-length: 3\r\n\r\nabc{start}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+        );
         assert_eq!(String::from_utf8(out).unwrap(), expected);
     }
 
@@ -137,10 +152,10 @@ mod tests {
         let written = |status, body: &[u8], keep_alive, head_only| {
             let mut out = Vec::new();
             let headers = [("allow", "GET, POST"), ("x", "a\r\ninjected: 1\0")];
-            write_response(&mut out, status, reason(status), &headers, body, keep_alive, head_only);
+            write_response(&mut out, DATE, status, &headers, body, keep_alive, head_only);
             String::from_utf8(out).unwrap()
         };
-        let fields = "\r\nallow: GET, POST\r\nx: a  injected: 1 ";
+        let fields = "\r\ndate: Sun, 06 Nov 1994 08:49:37 GMT\r\nallow: GET, POST\r\nx: a  injected: 1 ";
         assert_eq!(
             written(405, b"{}", true, false),
             format!("HTTP/1.1 405 Method Not Allowed{fields}\r\ncontent-length: 2\r\n\r\n{{}}")
@@ -160,7 +175,7 @@ mod tests {
         #[test]
         fn one_message(status in 200..600_u16, value in "\\PC*|.*", body: Vec<u8>, keep_alive: bool) {
             let mut out = Vec::new();
-            write_response(&mut out, status, &value, &[("x", &value)], &body, keep_alive, false);
+            write_response(&mut out, DATE, status, &[("x", &value)], &body, keep_alive, false);
             let (head, length) = parse_response(&out).unwrap().unwrap();
             prop_assert_eq!(head.status, status);
             if !matches!(status, 204 | 304) {
