@@ -16,6 +16,7 @@ fuzz_target!(|bytes: &[u8]| {
     let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
     let mut oracle = httparse::Request::new(&mut headers);
     assert_eq!(oracle.parse(bytes), Ok(httparse::Status::Complete(length)));
+    assert_eq!(oracle.method, Some(head.method_text));
     assert_eq!(oracle.path, Some(head.target));
     assert_eq!(oracle.version, Some(head.version_minor));
     let fields = oracle.headers.iter();

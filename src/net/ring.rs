@@ -455,8 +455,10 @@ impl Ring {
         };
         if let Err(error) = entered {
             // Busy: the completion queue is full; we empty it below and submit with the next turn. Time: it is over.
-            let transient =
-                matches!(error.raw_os_error(), Some(libc::EBUSY | libc::EINTR | libc::EAGAIN | libc::ETIME));
+            let transient = matches!(
+                error.raw_os_error(),
+                Some(libc::EBUSY | libc::EINTR | libc::EAGAIN | libc::ETIME)
+            );
             assert!(transient, "the ring accepts what we submit: {error}");
         }
         while let Some(entry) = self.next_completion() {

@@ -79,7 +79,11 @@ mod tests {
             (86_400_000, b"Mon, 07 Nov 1994 08:49:37 GMT"),
             (999, b"Sun, 06 Nov 1994 08:49:37 GMT"),
         ] {
-            assert_eq!(date.at(Timestamp::from_millis(start + after_ms)), expected, "{after_ms}");
+            assert_eq!(
+                date.at(Timestamp::from_millis(start + after_ms)),
+                expected,
+                "{after_ms}"
+            );
         }
     }
 }

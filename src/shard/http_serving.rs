@@ -216,6 +216,16 @@ impl Shard {
                     serving.repeating = Some(account.clone());
                 }
             }
+            let decision = match decision {
+                // Behind it there is no HTTP any more, and these answers are still to come.
+                Decision::Upgrade { .. } if !serving.replies.is_empty() => Decision::Problem(Problem::new(
+                    400,
+                    "Bad Request",
+                    "bad_request",
+                    "a WebSocket begins when all earlier requests are answered",
+                )),
+                other => other,
+            };
             let request = serving.next_request;
             serving.next_request = request.wrapping_add(1);
             serving.closing = !keep_alive;
@@ -572,7 +582,7 @@ fn decide(
             }),
         },
         Target::Api => Decision::Api(Box::new(ApiRequest {
-            method: method_name(head),
+            method: head.method_text.to_owned(),
             target: head.target.to_owned(),
             headers: head
                 .fields()
@@ -583,19 +593,6 @@ fn decide(
             peer: std::net::Ipv4Addr::UNSPECIFIED.into(),
         })),
     }
-}
-
-fn method_name(head: &RequestHead<'_>) -> String {
-    match head.method {
-        Method::Get => "GET",
-        Method::Head => "HEAD",
-        Method::Post => "POST",
-        Method::Put => "PUT",
-        Method::Delete => "DELETE",
-        Method::Options => "OPTIONS",
-        Method::Other => "OTHER",
-    }
-    .to_owned()
 }
 
 /// Whose packet it is (http-api.md 2.2). An unknown name is refused like a wrong token, after the same work.

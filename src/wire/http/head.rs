@@ -44,6 +44,8 @@ pub enum Framing {
 #[derive(Clone, Copy)]
 pub struct RequestHead<'a> {
     pub method: Method,
+    /// The method as received: a token, for people where [`Method::Other`] says too little.
+    pub method_text: &'a str,
     /// The request target as received: visible ASCII without `#`, not percent-decoded.
     pub target: &'a str,
     /// 0 or 1.
@@ -231,7 +233,7 @@ fn request(bytes: &[u8]) -> Result<Option<(RequestHead<'_>, usize)>, Malformed> 
             None => return Ok(None),
         }
     }
-    let Some((method, target_start)) = word(bytes, start, token(&bytes[start..]).len())? else {
+    let Some((method_text, target_start)) = word(bytes, start, token(&bytes[start..]).len())? else {
         return Ok(None);
     };
     let length = visible_len(&bytes[target_start..]);
@@ -242,7 +244,7 @@ fn request(bytes: &[u8]) -> Result<Option<(RequestHead<'_>, usize)>, Malformed> 
     let Some(fields_start) = end_of_line(bytes, version_end, Malformed::BadRequestLine)? else {
         return Ok(None);
     };
-    let method = match method {
+    let method = match method_text {
         b"GET" => Method::Get,
         b"HEAD" => Method::Head,
         b"POST" => Method::Post,
@@ -252,7 +254,8 @@ fn request(bytes: &[u8]) -> Result<Option<(RequestHead<'_>, usize)>, Malformed> 
         _ => Method::Other,
     };
     let version_minor = version_minor(&bytes[version_start..version_end], Malformed::BadRequestLine)?;
-    let target = std::str::from_utf8(target).map_err(|_| Malformed::BadRequestLine)?;
+    let text = |bytes| std::str::from_utf8(bytes).map_err(|_| Malformed::BadRequestLine);
+    let (method_text, target) = (text(method_text)?, text(target)?);
     if !is_target(target, method) {
         return Err(Malformed::BadRequestLine);
     }
@@ -265,6 +268,7 @@ fn request(bytes: &[u8]) -> Result<Option<(RequestHead<'_>, usize)>, Malformed> 
     }
     let head = RequestHead {
         method,
+        method_text,
         target,
         version_minor,
         fields,
@@ -405,6 +409,26 @@ mod tests {
         assert_eq!(head.framing(), Framing::Length(42));
         assert!(head.keep_alive() && !head.expects_continue());
         assert!(head.upgrade_websocket().is_none());
+    }
+
+    #[test]
+    fn methods() {
+        let table = [
+            ("GET", Method::Get),
+            ("HEAD", Method::Head),
+            ("POST", Method::Post),
+            ("PUT", Method::Put),
+            ("DELETE", Method::Delete),
+            ("OPTIONS", Method::Options),
+            ("PATCH", Method::Other),
+            ("get", Method::Other), // methods are told apart by case (RFC 9110 section 9.1)
+            ("M-SEARCH", Method::Other),
+        ];
+        for (text, method) in table {
+            let request = format!("{text} / HTTP/1.1\r\nHost: h\r\n\r\n");
+            let head = request_of(&request);
+            assert_eq!((head.method, head.method_text), (method, text));
+        }
     }
 
     #[test]
@@ -890,6 +914,7 @@ mod tests {
                 let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
                 let mut oracle = httparse::Request::new(&mut headers);
                 prop_assert_eq!(oracle.parse(&bytes), Ok(httparse::Status::Complete(length)));
+                prop_assert_eq!(oracle.method, Some(head.method_text));
                 prop_assert_eq!(oracle.path, Some(head.target));
                 prop_assert_eq!(oracle.version, Some(head.version_minor));
                 let ours: Vec<_> = head.fields().iter().collect();

@@ -139,11 +139,9 @@ mod tests {
         let mut out = Vec::new();
         write_ok_packet(&mut out, DATE, b"abc", true);
         write_ok_packet(&mut out, DATE, b"", false);
-        let start =
-            "HTTP/1.1 200 OK\r\ndate: Sun, 06 Nov 1994 08:49:37 GMT\r\ncontent-type: application/octet-stream";
-        let expected = format!(
-            "{start}\r\ncontent-length: 3\r\n\r\nabc{start}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
-        );
+        let start = "HTTP/1.1 200 OK\r\ndate: Sun, 06 Nov 1994 08:49:37 GMT\r\ncontent-type: application/octet-stream";
+        let expected =
+            format!("{start}\r\ncontent-length: 3\r\n\r\nabc{start}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
         assert_eq!(String::from_utf8(out).unwrap(), expected);
     }
 
