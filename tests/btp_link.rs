@@ -10,9 +10,11 @@ use serde_json::{Value, json};
 use support::btp_peer::{
     BtpPeer, BtpReply, BtpServer, Dialect, ERROR, Frame, Login, MESSAGE, RESPONSE, TRANSFER, next_frame, upgrade,
 };
+use support::http::request_bytes;
 use support::node::{Node, expect_balance};
 use support::packet::{Prepare, Reply};
 use support::party::{Party, Via};
+use support::raw_websocket::UPGRADE;
 use support::rule::{Answer, Rule};
 use support::{PATIENCE, eventually, within};
 use tungstenite::Message;
@@ -599,4 +601,36 @@ fn the_upgrade_follows_rfc_6455() {
         let status = try_with("/ilp/btp", Some((name, to))).status;
         assert!([400, 426].contains(&status), "{name}: {to:?}: {status}");
     }
+}
+
+/// Answers keep the order of their requests, and behind a 101 there are no answers.
+#[test]
+fn an_upgrade_has_to_wait_for_earlier_answers() {
+    let node = Node::with_shards(2);
+    node.add_account("alice", &json!({}));
+    let slow = Rule::always(Answer::Fulfill.after(Duration::from_millis(300)));
+    let _bob = Party::join(&node, "bob", Via::BtpToNode, slow, &json!({}));
+    let prepare = Prepare::new("test.hub.bob", 1);
+    let packet = request_bytes(
+        "POST",
+        "/accounts/alice/ilp",
+        &[("Authorization", "Bearer alice-http")],
+        &prepare.encode(),
+    );
+    let mut connection = node.connection();
+    for _ in 0..2 {
+        let upgrade = request_bytes("GET", "/ilp/btp", &UPGRADE, b"");
+        connection.send(&[&packet[..], &upgrade].concat()).expect("open");
+        assert!(
+            connection
+                .answer()
+                .expect("the first answer")
+                .reply()
+                .fulfills(&prepare)
+        );
+        let refused = connection.answer().expect("the second answer");
+        assert_eq!((refused.status, &refused.json()["code"]), (400, &json!("bad_request")));
+    }
+    let answer = connection.request("GET", "/ilp/btp", &UPGRADE, b"").expect("an answer");
+    assert_eq!(answer.status, 101, "nothing is before it any more");
 }

@@ -667,6 +667,29 @@ fn the_largest_data_passes_and_one_byte_more_is_refused() {
     }
 }
 
+/// RFC 30: what stands behind the last known field belongs to a later version. It is not ours to drop.
+#[test]
+fn fields_of_a_later_version_are_passed_on() {
+    for shards in [1, 2] {
+        let node = Node::with_shards(shards);
+        let senders = Via::ALL.map(|via| Party::simple(&node, &format!("from_{via:?}").to_lowercase(), via));
+        for via in Via::ALL {
+            let receiver = Party::simple(&node, &format!("to_{via:?}").to_lowercase(), via);
+            for (sender, later) in senders.iter().zip([&b"\x00"[..], b"a later version", &[7; 300]]) {
+                let mut prepare = Prepare::new(&format!("test.hub.{}", receiver.username), 1);
+                prepare.later = later.to_vec();
+                let route = format!("{} to {}", sender.username, receiver.username);
+                assert!(sender.pay(&prepare).fulfills(&prepare), "{route}");
+                let expected = Prepare {
+                    expires_at: prepare.expires_at - WINDOW_MS,
+                    ..prepare
+                };
+                assert_eq!(receiver.rule.received().pop(), Some(expected), "{route}");
+            }
+        }
+    }
+}
+
 /// What an operator set, and what peers have earned, is there again after a stop and after a kill.
 #[test]
 fn everything_is_there_after_a_restart() {

@@ -5,11 +5,12 @@ mod support;
 use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
+use clearway::wire::timestamp::Timestamp;
 use serde_json::{Value, json};
 use support::eventually;
 use support::http::{Connection, chunked, request_bytes};
 use support::node::{Node, expect_balance};
-use support::packet::{Prepare, Reply};
+use support::packet::{Prepare, Reply, now};
 use support::party::{Party, Via};
 use support::rule::{Answer, Rule};
 
@@ -171,7 +172,7 @@ fn connections_end_as_http_says() {
     );
 }
 
-/// RFC 30: bytes after the packet are for readers of a later time.
+/// RFC 30: bytes after the packet are for readers of a later time. They go no further: bob would not take them.
 #[test]
 fn bytes_after_a_packet_are_ignored() {
     let (node, bob) = hub();
@@ -184,6 +185,35 @@ fn bytes_after_a_packet_are_ignored() {
         .expect("an answer");
     assert!(answer.reply().fulfills(&prepare));
     assert_eq!(bob.rule.received_one().data, prepare.data);
+}
+
+/// RFC 9110 section 6.6.1: a server that has a clock says when it answered.
+#[test]
+fn every_answer_has_its_date() {
+    let (node, _bob) = hub();
+    let mut connection = node.connection();
+    let good = Prepare::new("test.hub.bob", 1).encode();
+    let bearer = [("Authorization", "Bearer alice-http")];
+    for (method, target, headers, body, status) in [
+        ("POST", "/accounts/alice/ilp", &bearer[..], &good[..], 200),
+        ("POST", "/accounts/alice/ilp", &bearer, &good, 200), // the same head once more takes a shorter way
+        ("POST", "/accounts/alice/ilp", &bearer, b"no packet", 400),
+        ("POST", "/accounts/alice/ilp", &[], &good, 401),
+        ("GET", "/", &[], b"", 200),
+        ("HEAD", "/", &[], b"", 200),
+        ("PATCH", "/", &[], b"", 405),
+        ("GET", "/nothing", &[], b"", 404),
+    ] {
+        let before = now();
+        let answer = connection.request(method, target, headers, body).expect("an answer");
+        assert_eq!(answer.status, status, "{method} {target}");
+        let date = answer.header("date").unwrap_or_default().as_bytes();
+        assert!(
+            (before / 1000..=now() / 1000).any(|second| Timestamp::from_millis(second * 1000).to_http_date() == date),
+            "{method} {target}: {}",
+            date.escape_ascii()
+        );
+    }
 }
 
 #[test]

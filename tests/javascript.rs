@@ -16,7 +16,7 @@ use clearway::wire::timestamp::Timestamp;
 use serde_json::{Value, json};
 use support::btp_peer::BtpPeer;
 use support::http_peer::HttpPeer;
-use support::node::{Node, expect_balance};
+use support::node::{Node, Options, expect_balance};
 use support::packet::{Prepare, Reply};
 use support::party::{Party, Via};
 use support::random::Random;
@@ -361,6 +361,42 @@ fn ilp_plugin_btp_as_client_of_our_server() {
             (script.send(&format!("test.hub.partner_of_{username}"), 1)["paid"] == true).then_some(())
         });
         drop(rival);
+    }
+}
+
+/// A restart of the node costs its peers nothing but the pause: they dial again by themselves.
+#[test]
+fn ilp_plugin_btp_comes_back_after_our_restart() {
+    let mut node = Node::start_with(Options {
+        http_bind_address: format!("127.0.0.1:{}", free_port()),
+        ..Options::default()
+    });
+    for username in ["alice", "plugin"] {
+        node.add_account(username, &json!({}));
+    }
+    let server = format!("btp+ws://plugin:plugin-btp@{}/accounts/plugin/ilp/btp", node.address());
+    let mut script = Script::peer(&["btp-client", &server]);
+    for (round, kill) in [(1, false), (2, true)] {
+        if kill {
+            node.kill();
+        } else {
+            node.terminate();
+            assert!(node.exit_status_within(Duration::from_secs(40)).success());
+        }
+        let mut wait_until_connected = |expected: bool| {
+            within(SCRIPT_LIMIT, &format!("connected: {expected}"), || {
+                let answer = script.ask(&json!({"command": "isConnected"}));
+                (answer["connected"] == expected).then_some(())
+            });
+        };
+        wait_until_connected(false);
+        node.run();
+        wait_until_connected(true);
+        let alice = BtpPeer::connect(node.address(), "alice", Rule::fulfill());
+        assert_eq!(script.send("test.hub.alice", 30)["paid"], true);
+        let prepare = Prepare::new("test.hub.plugin", 10);
+        assert!(alice.prepare(&prepare).fulfills(&prepare));
+        expect_balance(&node.api(), "plugin", -20 * round);
     }
 }
 

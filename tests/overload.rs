@@ -12,11 +12,11 @@ use support::btp_peer::{BtpPeer, BtpReply, Frame, RESPONSE, next_frame, upgrade}
 use support::http::{Connection, request_bytes};
 use support::hub::Hub;
 use support::node::expect_balance;
-use support::packet::Prepare;
-use support::raw_websocket::RawWebSocket;
+use support::packet::{Prepare, Reply};
+use support::raw_websocket::{RawWebSocket, UPGRADE};
 use support::rule::{Answer, Rule};
 use support::{PATIENCE, eventually};
-use tungstenite::Message;
+use tungstenite::{Message, WebSocket};
 
 /// Peers that begin and do not go on. One test, so all of its waiting happens at the same time.
 #[test]
@@ -188,10 +188,9 @@ fn a_client_that_does_not_read_its_answers_is_read_no_more() {
 #[test]
 fn a_flood_of_pings_is_not_kept() {
     costs_little("pings without reading the pongs", |hub| {
-        let upgrade = b"GET /ilp/btp HTTP/1.1\r\nHost: node\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
-            Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+        let upgrade = request_bytes("GET", "/ilp/btp", &UPGRADE, b"");
         let ping: Vec<u8> = [&[0x89, 0x80 | 125, 0, 0, 0, 0][..], &[b'p'; 125]].concat();
-        write_all_it_takes(hub.node.address(), upgrade, &ping);
+        write_all_it_takes(hub.node.address(), &upgrade, &ping);
     });
 }
 
@@ -199,11 +198,7 @@ fn a_flood_of_pings_is_not_kept() {
 #[test]
 fn packets_for_a_peer_that_does_not_read_are_turned_away() {
     costs_little("packets for a deaf peer", |hub| {
-        hub.node.add_account("deaf", &json!({}));
-        let mut deaf = upgrade(hub.node.address(), "/ilp/btp");
-        let auth = Frame::auth(1, Some("deaf"), "deaf-btp");
-        deaf.send(Message::binary(auth.encode())).expect("open");
-        assert_eq!(next_frame(&mut deaf), Some(Frame::new(RESPONSE, 1)));
+        let _deaf = deaf_peer(hub);
         hub.node.add_account("mallory", &json!({}));
         let mallory = BtpPeer::connect(hub.node.address(), "mallory", Rule::always(Answer::Nothing));
         let waiting: Vec<_> = (0..4000)
@@ -226,6 +221,74 @@ fn packets_for_a_peer_that_does_not_read_are_turned_away() {
         println!("{busy} of 4000 were turned away at once");
         expect_balance(&hub.node.api(), "mallory", 0);
     });
+}
+
+/// A peer that reads nothing of itself, authenticated as the account `deaf`.
+fn deaf_peer(hub: &Hub) -> WebSocket<TcpStream> {
+    hub.node.add_account("deaf", &json!({}));
+    let mut deaf = upgrade(hub.node.address(), "/ilp/btp");
+    let auth = Frame::auth(1, Some("deaf"), "deaf-btp");
+    deaf.send(Message::binary(auth.encode())).expect("open");
+    assert_eq!(next_frame(&mut deaf), Some(Frame::new(RESPONSE, 1)));
+    deaf
+}
+
+/// Whoever waits behind 2 MiB that the next hop does not take hears of it at once, and only as long as that is so.
+#[test]
+fn a_link_that_takes_no_packets_is_t03_until_it_takes_them_again() {
+    // What the kernel keeps of both sockets, and ours: far below this.
+    const SENT_MAX: usize = 2000;
+    let hub = Hub::start();
+    let mut deaf = deaf_peer(&hub);
+    hub.node.add_account("carol", &json!({}));
+    let carol = BtpPeer::connect(hub.node.address(), "carol", Rule::fulfill());
+    let large = || {
+        let mut prepare = Prepare::new("test.hub.deaf", 1);
+        prepare.data.resize(30_000, 0);
+        prepare
+    };
+    let mut waiting = Vec::new();
+    let refused = loop {
+        assert!(
+            waiting.len() < SENT_MAX,
+            "the node took {SENT_MAX} packets for a peer that reads none"
+        );
+        waiting.push(carol.start_prepare(&large()));
+        // An answer to a packet behind it says that the node has dealt with all of them.
+        assert_eq!(carol.prepare(&Prepare::new("test.hub.bob", 1)).code(), "fulfill");
+        let answers = waiting.iter().filter_map(|reply| reply.try_recv().ok());
+        if let Some(answer) = answers.last() {
+            break answer;
+        }
+    };
+    let BtpReply::Packet(refused) = refused else {
+        panic!("{refused:?}");
+    };
+    assert_eq!(refused.code(), "T03");
+    let Reply::Reject { triggered_by, .. } = refused else {
+        panic!("a Reject");
+    };
+    assert_eq!(triggered_by, "test.hub");
+    assert_eq!(carol.prepare(&Prepare::new("test.hub.deaf", 1)).code(), "T03");
+    hub.good_packet_passes("a link that takes no packets");
+
+    // It listens again: everything that was accepted arrives, and the link is one like any other.
+    let accepted = waiting.len() - 1;
+    let mut arrived = 0;
+    while arrived < accepted {
+        let frame = next_frame(&mut deaf).expect("the connection is open");
+        arrived += usize::from(frame.entry("ilp").is_some());
+    }
+    let prepare = Prepare::new("test.hub.deaf", 1);
+    let reply = carol.start_prepare(&prepare);
+    let frame = next_frame(&mut deaf).expect("the connection is open");
+    let answer = Frame::ilp(RESPONSE, frame.request_id, &prepare.fulfilled().encode());
+    deaf.send(Message::binary(answer.encode())).expect("open");
+    match reply.recv_timeout(PATIENCE).expect("an answer") {
+        BtpReply::Packet(reply) => assert!(reply.fulfills(&prepare), "{reply:?}"),
+        other => panic!("{other:?}"),
+    }
+    expect_balance(&hub.node.api(), "deaf", 1);
 }
 
 fn resident_kib(pid: u32) -> u64 {

@@ -19,9 +19,11 @@ fn packets_are_read_as_they_were_written() {
     for length in [32, 100, 200, 300, 32_767] {
         let mut prepare = Prepare::new("test.hub.bob", 1000);
         prepare.data.resize(length, 7);
+        prepare.later = vec![9; length % 3];
         let bytes = prepare.encode();
         assert_eq!(Prepare::decode(&bytes).as_ref(), Some(&prepare));
         assert_eq!(Prepare::decode(&bytes[..bytes.len() - 1]), None);
+        assert_eq!(Prepare::decode(&[&bytes[..], &[0]].concat()), None);
         assert!(prepare.fulfilled().fulfills(&prepare));
         assert!(!prepare.fulfilled().fulfills(&Prepare::new("test.hub.bob", 1000)));
     }

@@ -90,7 +90,9 @@ pub struct Setup {
 pub struct Shard {
     id: u16,
     clock: Clock,
+    /// When this turn began; the same in microseconds of the monotonic clock.
     now: Now,
+    turn_us: u64,
     http_date: HttpDate,
     ring: Ring,
     pipeline: Pipeline,
@@ -138,6 +140,7 @@ impl Shard {
             id,
             clock: setup.clock,
             now,
+            turn_us: setup.clock.now_us(),
             http_date: HttpDate::new(now.wall),
             ring,
             pipeline: Pipeline::new(setup.settings, u32::from(id), shards, now),
@@ -198,6 +201,7 @@ impl Shard {
     /// One turn: everything that has happened is handled. What there is to send goes out with the next.
     fn turn(&mut self, completions: &mut Vec<Completion>) {
         self.now = self.clock.now();
+        self.turn_us = self.clock.now_us();
         // First: after a long sleep, what came too late must find nothing to answer, and what is new must find the
         // timing wheel at the present.
         self.expire();

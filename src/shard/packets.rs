@@ -122,7 +122,7 @@ impl Shard {
                 transfer: Some(transfer),
             }) => {
                 let number = self.transfers.push(transfer);
-                self.commit.add(self.clock.now_us());
+                self.commit.add(self.turn_us);
                 self.journal.wait(
                     number,
                     KeptBack {

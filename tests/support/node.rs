@@ -29,6 +29,8 @@ const LOG_LINES_MAX: usize = 200;
 pub struct Options {
     pub shards: usize,
     pub ilp_address: String,
+    /// Another port at every start, unless peers must find it again.
+    pub http_bind_address: String,
     /// Further arguments, as on the command line.
     pub arguments: Vec<String>,
 }
@@ -38,6 +40,7 @@ impl Default for Options {
         Self {
             shards: 1,
             ilp_address: "test.hub".to_owned(),
+            http_bind_address: "127.0.0.1:0".to_owned(),
             arguments: Vec::new(),
         }
     }
@@ -93,7 +96,7 @@ impl Node {
             .arg(&self.data)
             .args([
                 "--http_bind_address",
-                "127.0.0.1:0",
+                &self.options.http_bind_address,
                 "--settlement_api_bind_address",
                 "127.0.0.1:0",
             ])

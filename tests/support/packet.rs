@@ -21,6 +21,8 @@ pub struct Prepare {
     pub condition: [u8; 32],
     pub destination: String,
     pub data: Vec<u8>,
+    /// What stands behind the data inside the envelope: fields of a later version, RFC 30.
+    pub later: Vec<u8>,
 }
 
 /// What comes back for a Prepare.
@@ -70,6 +72,7 @@ impl Prepare {
             condition: sha256(&preimage),
             destination: destination.to_owned(),
             data: preimage.to_vec(),
+            later: Vec::new(),
         }
     }
 
@@ -92,10 +95,11 @@ impl Prepare {
         content.extend_from_slice(&self.condition);
         put_octets(&mut content, self.destination.as_bytes());
         put_octets(&mut content, &self.data);
+        content.extend_from_slice(&self.later);
         envelope(PREPARE, &content)
     }
 
-    /// `None` if it is not a Prepare.
+    /// `None` if it is not a Prepare, or if anything follows it.
     pub fn decode(bytes: &[u8]) -> Option<Self> {
         let mut content = Cursor(open(bytes, PREPARE)?);
         Some(Self {
@@ -104,6 +108,7 @@ impl Prepare {
             condition: content.take(32)?.try_into().ok()?,
             destination: String::from_utf8(content.octets()?.to_vec()).ok()?,
             data: content.octets()?.to_vec(),
+            later: content.0.to_vec(),
         })
     }
 
@@ -150,7 +155,7 @@ impl Reply {
         }
     }
 
-    /// `None` if it is neither a Fulfill nor a Reject.
+    /// `None` if it is neither a Fulfill nor a Reject, or if anything follows it.
     pub fn decode(bytes: &[u8]) -> Option<Self> {
         if let Some(content) = open(bytes, FULFILL) {
             let mut content = Cursor(content);
@@ -197,7 +202,8 @@ fn envelope(packet_type: u8, content: &[u8]) -> Vec<u8> {
 
 fn open(packet: &[u8], packet_type: u8) -> Option<&[u8]> {
     let mut cursor = Cursor(packet);
-    (cursor.take(1)?[0] == packet_type).then(|| cursor.octets())?
+    let content = (cursor.take(1)?[0] == packet_type).then(|| cursor.octets())??;
+    cursor.0.is_empty().then_some(content)
 }
 
 /// RFC 30: a length determinant, then the bytes.

@@ -4,6 +4,14 @@ use super::btp_peer::Frame;
 use super::http::Connection;
 use super::node::Node;
 
+/// What asks for a WebSocket. The key is that of RFC 6455, section 1.3.
+pub const UPGRADE: [(&str, &str); 4] = [
+    ("Connection", "Upgrade"),
+    ("Upgrade", "websocket"),
+    ("Sec-WebSocket-Version", "13"),
+    ("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ=="),
+];
+
 /// A WebSocket whose bytes we write ourselves.
 pub struct RawWebSocket(pub Connection);
 
@@ -11,13 +19,7 @@ impl RawWebSocket {
     /// Upgraded, not authenticated.
     pub fn open(node: &Node) -> Self {
         let mut connection = node.connection();
-        let headers = [
-            ("Connection", "Upgrade"),
-            ("Upgrade", "websocket"),
-            ("Sec-WebSocket-Version", "13"),
-            ("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ=="),
-        ];
-        let answer = connection.request("GET", "/ilp/btp", &headers, b"").expect("an answer");
+        let answer = connection.request("GET", "/ilp/btp", &UPGRADE, b"").expect("an answer");
         assert_eq!(answer.status, 101);
         Self(connection)
     }
