@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use clearway::ledger::account::ROUND_TRIP_TIME_MS_DEFAULT;
-use clearway::ledger::{Account, AccountId, AccountLimits, Asset, AssetId, RoutingRelation};
+use clearway::ledger::{Account, AccountId, AccountLimits, Asset, AssetId, OrDefault, PackedLinks, RoutingRelation};
 use clearway::pipeline::forward::Windows;
 use clearway::pipeline::in_flight::{ReplyTo, RequestId};
 use clearway::pipeline::outgoing::LinkState;
@@ -263,15 +263,13 @@ fn account(id: u32, setup: Setup) -> Account {
         username: format!("user-{id:06}").into(),
         ilp_address: address(id).into(),
         ilp_address_generated: true,
-        asset,
+        asset: Arc::new(asset),
         asset_id,
         routing_relation: RoutingRelation::Child,
-        limits: setup.limits(),
+        limits: setup.limits().into(),
         round_trip_time_ms: ROUND_TRIP_TIME_MS_DEFAULT,
-        settle_threshold: None,
-        settle_to: None,
-        settlement_engine_url: None,
-        links: Box::default(),
+        settlement: OrDefault::default(),
+        links: PackedLinks::default(),
         created_at_ms: NOW.as_millis(),
     }
 }

@@ -96,9 +96,10 @@ impl Connector {
             book.accounts.len(),
             book.assets.len()
         ));
-        let mut booked = vec![0; book.next_account_id as usize];
+        let mut booked: Arc<[i128]> = std::iter::repeat_n(0, book.next_account_id as usize).collect();
+        let balances = Arc::get_mut(&mut booked).expect("nobody else has it yet");
         for (account, balance) in &book.accounts {
-            booked[account.id.index()] = *balance;
+            balances[account.id.index()] = *balance;
         }
         let (writer, transfers) = Writer::start(
             Box::new(store),
@@ -134,8 +135,8 @@ impl Connector {
             store: writer.clone(),
             api: api_sender,
             lookups: lookup_sender,
-            changes: control.initial_changes().into(),
-            booked: booked.into(),
+            changes: Arc::new(control.initial_changes()),
+            booked,
             connections_max: listener::connections_max(),
             connections_open: Arc::default(),
         };
@@ -193,7 +194,7 @@ struct SharedSetup {
     store: WriterHandle,
     api: Sender<Pending>,
     lookups: Sender<Lookup>,
-    changes: Arc<[crate::shard::control::Change]>,
+    changes: Arc<Vec<crate::shard::control::Change>>,
     booked: Arc<[i128]>,
     connections_max: usize,
     connections_open: Arc<AtomicUsize>,

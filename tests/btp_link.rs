@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use support::btp_peer::{
-    BtpPeer, BtpReply, BtpServer, Dialect, ERROR, Frame, Login, MESSAGE, RESPONSE, TRANSFER, next_frame, upgrade,
+    BtpPeer, BtpServer, Dialect, ERROR, Frame, Login, MESSAGE, RESPONSE, TRANSFER, next_frame, packet_of, upgrade,
 };
 use support::http::request_bytes;
 use support::node::{Node, expect_balance};
@@ -16,7 +16,7 @@ use support::packet::{Prepare, Reply};
 use support::party::{Party, Via};
 use support::raw_websocket::UPGRADE;
 use support::rule::{Answer, Rule};
-use support::{PATIENCE, eventually, within};
+use support::{eventually, within};
 use tungstenite::Message;
 use tungstenite::protocol::frame::Frame as WebSocketFrame;
 use tungstenite::protocol::frame::coding::{Data, OpCode};
@@ -122,11 +122,8 @@ fn a_new_connection_of_an_account_replaces_the_old() {
         prepare.condition,
         "sent on the new connection"
     );
-    let reply = waiting.recv_timeout(PATIENCE).expect("an answer");
-    assert!(
-        matches!(&reply, BtpReply::Packet(reply) if reply.fulfills(&on_old)),
-        "and the old one ends well: {reply:?}"
-    );
+    let reply = packet_of(&waiting);
+    assert!(reply.fulfills(&on_old), "and the old one ends well: {reply:?}");
     within(Duration::from_secs(10), "the old connection is closed", || {
         old.is_closed().then_some(())
     });
@@ -273,11 +270,8 @@ fn a_deletion_lets_packets_in_flight_end() {
     // Whether bob goes is not yet decided, so either answer is right; a packet more is not.
     let refused = alice.prepare(&Prepare::new("test.hub.bob", 1));
     assert!(["F02", "T01", "T03"].contains(&refused.code()), "{refused:?}");
-    let reply = waiting.recv_timeout(PATIENCE).expect("an answer");
-    assert!(
-        matches!(&reply, BtpReply::Packet(reply) if reply.fulfills(&prepare)),
-        "{reply:?}"
-    );
+    let reply = packet_of(&waiting);
+    assert!(reply.fulfills(&prepare), "{reply:?}");
     let deleted = deleting.join().expect("the call is answered");
     assert_eq!(support::http::whole(&deleted["written_off"]), 9);
     expect_balance(&node.api(), "alice", -9);

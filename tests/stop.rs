@@ -2,24 +2,16 @@
 
 mod support;
 
-use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
-use support::btp_peer::BtpReply;
+use support::btp_peer::packet_of;
 use support::http::Connection;
 use support::node::Node;
-use support::packet::{Prepare, Reply};
+use support::packet::Prepare;
 use support::party::{Party, Via};
 use support::rule::{Answer, Rule};
 use support::{PATIENCE, eventually};
-
-fn packet(reply: &Receiver<BtpReply>) -> Reply {
-    match reply.recv_timeout(PATIENCE).expect("an answer") {
-        BtpReply::Packet(reply) => reply,
-        other => panic!("{other:?}"),
-    }
-}
 
 #[test]
 fn packets_in_flight_end_well_and_new_ones_are_turned_away() {
@@ -55,7 +47,7 @@ fn packets_in_flight_end_well_and_new_ones_are_turned_away() {
         node.terminate();
         let begun = Instant::now();
         std::thread::sleep(Duration::from_millis(300));
-        let refused = packet(&alice.start_prepare(&Prepare::new("test.hub.over_btp", 1)));
+        let refused = packet_of(&alice.start_prepare(&Prepare::new("test.hub.over_btp", 1)));
         assert!(
             refused.code().starts_with('T'),
             "new ones are turned away for now: {refused:?}"
@@ -67,7 +59,7 @@ fn packets_in_flight_end_well_and_new_ones_are_turned_away() {
             assert_eq!((answer.status, &answer.json()["status"]), (503, &json!("NotReady")));
         }
         for (reply, prepare) in waiting.iter().zip(&prepares) {
-            assert!(packet(reply).fulfills(prepare), "to {}", prepare.destination);
+            assert!(packet_of(reply).fulfills(prepare), "to {}", prepare.destination);
         }
         over_http_sender.join().expect("the sender over HTTP got its Fulfill");
         let status = node.exit_status_within(PATIENCE);
@@ -103,7 +95,7 @@ fn packets_in_flight_may_also_end_by_their_expiry() {
     let waiting = alice.start_prepare(&prepare);
     eventually("it is in flight", || (node.api().held("alice") == 5).then_some(()));
     node.terminate();
-    assert_eq!(packet(&waiting).code(), "R00");
+    assert_eq!(packet_of(&waiting).code(), "R00");
     assert_eq!(node.exit_status_within(PATIENCE).code(), Some(0));
     node.run();
     assert_eq!(node.api().balance("alice"), 0);
@@ -122,7 +114,7 @@ fn a_second_signal_hurries() {
     });
     let _bob = Party::join(&node, "bob", Via::BtpToNode, rule, &json!({}));
     assert_eq!(
-        packet(&alice.start_prepare(&Prepare::new("test.hub.bob", 30))).code(),
+        packet_of(&alice.start_prepare(&Prepare::new("test.hub.bob", 30))).code(),
         "fulfill"
     );
     let waiting = alice.start_prepare(&Prepare::new("test.hub.bob", 5).expires_in(Duration::from_secs(28)));

@@ -158,7 +158,7 @@ pub fn balance(control: &Control, account: &Account, query: &str) -> Result<ApiR
 /// Asks the shard only if there can be a connection: most accounts of a large hub have none.
 fn is_btp_connected(control: &Control, account: &Account) -> bool {
     let links = &account.links;
-    (links.btp_url.is_some() || links.btp_incoming_token.is_some()) && control.account_state(account).btp_connected
+    (links.btp_url().is_some() || links.btp_incoming_token().is_some()) && control.account_state(account).btp_connected
 }
 
 /// The first value of a query parameter, decoded.
@@ -221,14 +221,14 @@ struct LinksAnswer {
 
 impl<'a> AccountAnswer<'a> {
     fn new(account: &'a Account, is_btp_connected: bool) -> Self {
-        let links = &*account.links;
+        let (links, settlement) = (&account.links, &account.settlement);
         let tokens = [
-            ("ilp_over_http_incoming_token", &links.http_incoming_token),
-            ("ilp_over_http_outgoing_token", &links.http_outgoing_token),
-            ("ilp_over_btp_incoming_token", &links.btp_incoming_token),
-            ("ilp_over_btp_outgoing_token", &links.btp_outgoing_token),
+            ("ilp_over_http_incoming_token", links.http_incoming_token()),
+            ("ilp_over_http_outgoing_token", links.http_outgoing_token()),
+            ("ilp_over_btp_incoming_token", links.btp_incoming_token()),
+            ("ilp_over_btp_outgoing_token", links.btp_outgoing_token()),
         ];
-        let btp = match (&links.btp_url, &links.btp_incoming_token) {
+        let btp = match (links.btp_url(), links.btp_incoming_token()) {
             _ if is_btp_connected => Some("connected"),
             (Some(_), _) => Some("connecting"),
             (None, Some(_)) => Some("waiting"),
@@ -242,19 +242,19 @@ impl<'a> AccountAnswer<'a> {
             asset_scale: account.asset.scale,
             max_packet_amount: account.limits.packet_amount_max,
             min_balance: account.limits.balance_min,
-            ilp_over_http_url: links.http_url.as_deref(),
+            ilp_over_http_url: links.http_url(),
             ilp_over_http_incoming_token: SECRET,
             ilp_over_http_outgoing_token: SECRET,
-            ilp_over_btp_url: links.btp_url.as_deref(),
+            ilp_over_btp_url: links.btp_url(),
             ilp_over_btp_incoming_token: SECRET,
             ilp_over_btp_outgoing_token: SECRET,
-            settle_threshold: account.settle_threshold,
-            settle_to: account.settle_to,
+            settle_threshold: settlement.threshold,
+            settle_to: settlement.to,
             routing_relation: account.routing_relation.as_str(),
             round_trip_time: account.round_trip_time_ms,
             packets_per_minute_limit: account.limits.packets_per_minute,
             amount_per_minute_limit: account.limits.amount_per_minute,
-            settlement_engine_url: account.settlement_engine_url.as_deref(),
+            settlement_engine_url: settlement.engine_url.as_deref(),
             max_balance: account.limits.balance_max,
             tokens_set: tokens
                 .iter()
@@ -262,7 +262,7 @@ impl<'a> AccountAnswer<'a> {
                 .map(|(name, _)| *name)
                 .collect(),
             links: LinksAnswer {
-                http: links.http_url.as_ref().map(|_| "ready"),
+                http: links.http_url().map(|_| "ready"),
                 btp,
             },
             created_at: Timestamp::from_millis(account.created_at_ms).to_rfc3339(),

@@ -115,7 +115,7 @@ impl Gate {
 }
 
 fn is_holder(credentials: &Credentials<'_>, username: &str, account: Option<&Account>) -> bool {
-    let token = account.and_then(|account| account.links.http_incoming_token.as_deref());
+    let token = account.and_then(|account| account.links.http_incoming_token());
     let stored = token.map_or(NO_TOKEN, str::as_bytes);
     // Longer than any name can be: do not fold what a stranger sent.
     let is_short = |name: &str| name.len() <= USERNAME_CHARS.end() * 4 * 3;

@@ -6,7 +6,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::ledger::account::{Account, AccountId, AccountLimits, Asset, ROUND_TRIP_TIME_MS_DEFAULT, RoutingRelation};
+use crate::ledger::account::{
+    Account, AccountId, Asset, OrDefault, PackedLinks, ROUND_TRIP_TIME_MS_DEFAULT, RoutingRelation,
+};
 use crate::routing::table::Step;
 use crate::shard::control::{AccountState, Change};
 use crate::store::{Mutation, StoreError};
@@ -59,7 +61,7 @@ impl Control {
 
         let (account, is_new_asset) = {
             let state = self.read();
-            let (asset_id, is_new_asset) = state.intern(&asset)?;
+            let (asset, asset_id, is_new_asset) = state.intern(asset)?;
             let (ilp_address, ilp_address_generated) = chosen_address(&state, username, &edit.ilp_address)?;
             let mut account = Account {
                 id: AccountId::new(id),
@@ -70,12 +72,10 @@ impl Control {
                 asset,
                 asset_id,
                 routing_relation: RoutingRelation::default(),
-                limits: AccountLimits::default(),
+                limits: OrDefault::default(),
                 round_trip_time_ms: ROUND_TRIP_TIME_MS_DEFAULT,
-                settle_threshold: None,
-                settle_to: None,
-                settlement_engine_url: None,
-                links: Box::default(),
+                settlement: OrDefault::default(),
+                links: PackedLinks::default(),
                 created_at_ms: now.as_millis(),
             };
             edit.apply(&mut account);
@@ -89,7 +89,7 @@ impl Control {
         let routes = {
             let mut state = self.write();
             if is_new_asset {
-                state.add_asset(account.asset_id, account.asset.clone());
+                state.add_asset(account.asset_id, Arc::clone(&account.asset));
             }
             state.put_account(Arc::clone(&account));
             state.routes.apply(State::claims_of(&account))
@@ -116,12 +116,13 @@ impl Control {
                 (after.ilp_address, after.ilp_address_generated) =
                     chosen_address(&state, &before.username, &edit.ilp_address)?;
             }
+            let mut asset = Asset::clone(&before.asset);
             if let Some(code) = &edit.asset_code {
-                after.asset.code = (**code).into();
+                asset.code = (**code).into();
             }
-            after.asset.scale = edit.asset_scale.unwrap_or(after.asset.scale);
-            let (asset_id, is_new_asset) = state.intern(&after.asset)?;
-            after.asset_id = asset_id;
+            asset.scale = edit.asset_scale.unwrap_or(asset.scale);
+            let is_new_asset;
+            (after.asset, after.asset_id, is_new_asset) = state.intern(asset)?;
             edit.apply(&mut after);
             state.check(&after, Some(&before))?;
             (before, Arc::new(after), is_new_asset)
@@ -147,7 +148,7 @@ impl Control {
         let routes = {
             let mut state = self.write();
             if is_new_asset {
-                state.add_asset(after.asset_id, after.asset.clone());
+                state.add_asset(after.asset_id, Arc::clone(&after.asset));
             }
             state.put_account(Arc::clone(&after));
             state
@@ -273,18 +274,19 @@ impl Control {
                 "has another scheme than the node's address: packets do not get here from other nodes",
             );
         }
-        if let Some(threshold) = account.settle_threshold {
-            if account.settle_to.is_some_and(|settle_to| threshold <= settle_to) {
+        let settlement = &account.settlement;
+        if let Some(threshold) = settlement.threshold {
+            if settlement.to.is_some_and(|settle_to| threshold <= settle_to) {
                 warn("settle_threshold", "is not above settle_to: the account never settles");
             }
-            if account.settlement_engine_url.is_none() {
+            if settlement.engine_url.is_none() {
                 warn(
                     "settle_threshold",
                     "has no settlement engine to work with: the account never settles",
                 );
             }
         }
-        if dials && account.links.btp_url.is_some() && !self.shards.wait_for_btp(account.id, BTP_WAIT) {
+        if dials && account.links.btp_url().is_some() && !self.shards.wait_for_btp(account.id, BTP_WAIT) {
             warn("ilp_over_btp_url", "is not connected yet: the node goes on dialling");
         }
         Outcome { account, warnings }
@@ -305,7 +307,7 @@ fn chosen_address(state: &State, username: &str, edit: &Edit<Box<str>>) -> Resul
 }
 
 fn put_account(account: &Arc<Account>, is_new_asset: bool) -> Vec<Mutation> {
-    let asset = is_new_asset.then(|| Mutation::PutAsset(account.asset_id, account.asset.clone()));
+    let asset = is_new_asset.then(|| Mutation::PutAsset(account.asset_id, Asset::clone(&account.asset)));
     asset
         .into_iter()
         .chain([Mutation::PutAccount(Arc::clone(account))])

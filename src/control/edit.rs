@@ -3,7 +3,9 @@
 //! Owns the three things that can happen to a field and the values fields fall back to. Leaves the reading of JSON to
 //! `api`, and the rules that concern more than one account to [`super::state`]. Pure: an account in, an account out.
 
-use crate::ledger::account::{Account, AccountLimits, Links, ROUND_TRIP_TIME_MS_DEFAULT, RoutingRelation};
+use crate::ledger::account::{
+    Account, AccountLimits, PackedLinks, ROUND_TRIP_TIME_MS_DEFAULT, RoutingRelation, Settlement,
+};
 
 /// What a caller says about one field.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -79,26 +81,30 @@ impl AccountEdit {
     /// Applies all fields but the address and the asset, which depend on what else there is (see [`super::state`]).
     pub(super) fn apply(self, account: &mut Account) {
         let defaults = AccountLimits::default();
-        let limits = &mut account.limits;
+        let mut limits = *account.limits;
         self.packet_amount_max
             .apply(&mut limits.packet_amount_max, defaults.packet_amount_max);
         self.balance_min.apply_optional(&mut limits.balance_min);
         self.balance_max.apply_optional(&mut limits.balance_max);
         self.amount_per_minute.apply_optional(&mut limits.amount_per_minute);
         self.packets_per_minute.apply_optional(&mut limits.packets_per_minute);
+        account.limits = limits.into();
 
-        let links = &mut account.links;
+        let mut links = account.links.unpack();
         self.http_url.apply_optional(&mut links.http_url);
         self.http_incoming_token.apply_optional(&mut links.http_incoming_token);
         self.http_outgoing_token.apply_optional(&mut links.http_outgoing_token);
         self.btp_url.apply_optional(&mut links.btp_url);
         self.btp_incoming_token.apply_optional(&mut links.btp_incoming_token);
         self.btp_outgoing_token.apply_optional(&mut links.btp_outgoing_token);
+        account.links = links.into();
 
-        self.settlement_engine_url
-            .apply_optional(&mut account.settlement_engine_url);
-        self.settle_threshold.apply_optional(&mut account.settle_threshold);
-        self.settle_to.apply_optional(&mut account.settle_to);
+        let mut settlement = Settlement::clone(&account.settlement);
+        self.settlement_engine_url.apply_optional(&mut settlement.engine_url);
+        self.settle_threshold.apply_optional(&mut settlement.threshold);
+        self.settle_to.apply_optional(&mut settlement.to);
+        account.settlement = settlement.into();
+
         self.routing_relation
             .apply(&mut account.routing_relation, RoutingRelation::default());
         self.round_trip_time_ms
@@ -107,13 +113,14 @@ impl AccountEdit {
 }
 
 /// Whether the connection we dial has to be dialled again.
-pub(super) fn must_redial(before: &Links, after: &Links) -> bool {
-    before.btp_url != after.btp_url || before.btp_outgoing_token != after.btp_outgoing_token
+pub(super) fn must_redial(before: &PackedLinks, after: &PackedLinks) -> bool {
+    before.btp_url() != after.btp_url() || before.btp_outgoing_token() != after.btp_outgoing_token()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ledger::Links;
 
     #[test]
     fn keep_clear_and_set() {
@@ -168,7 +175,8 @@ mod tests {
                 true,
             ),
         ] {
-            assert_eq!(must_redial(&links, &after), redial, "{after:?}");
+            let (before, after) = (links.clone().into(), after.into());
+            assert_eq!(must_redial(&before, &after), redial, "{after:?}");
         }
     }
 }

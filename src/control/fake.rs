@@ -95,7 +95,7 @@ impl Bookkeeper for FakeBook {
                     inner.assets.push(asset);
                 }
                 Mutation::PutAccount(account) => {
-                    assert_eq!(inner.assets[account.asset_id.index()], account.asset);
+                    assert_eq!(inner.assets[account.asset_id.index()], *account.asset);
                     inner.next_account_id = inner.next_account_id.max(account.id.get() + 1);
                     let booked = inner.accounts.get(&account.id).map_or(0, |(_, booked)| *booked);
                     inner.accounts.insert(account.id, (account, booked));

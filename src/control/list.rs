@@ -2,7 +2,6 @@
 //!
 //! Owns the filters and the pages of a list. Reads only.
 
-use std::ops::Bound;
 use std::sync::Arc;
 
 use crate::ledger::account::{Account, RoutingRelation};
@@ -66,17 +65,9 @@ impl Control {
 
     pub fn list_accounts(&self, filter: &Filter) -> Page {
         let state = self.read();
-        let after = match &filter.after {
-            Some(name) => Bound::Excluded(fold_username(name)),
-            None => Bound::Unbounded,
-        };
-        let after = after.as_ref().map(|name| name.as_ref());
-        let ids = state
-            .by_name
-            .range::<str, _>((after, Bound::Unbounded))
-            .map(|(_, id)| *id);
-        let mut admitted = ids
-            .filter_map(|id| state.directory.get(id))
+        let after = filter.after.as_deref().map(fold_username);
+        let mut admitted = state
+            .accounts_after(after.as_deref())
             .filter(|account| filter.admits(account));
         let limit = filter.limit.unwrap_or(usize::MAX);
         let accounts = admitted.by_ref().take(limit).cloned().collect();

@@ -189,14 +189,18 @@ impl Control {
             mutations.push(Mutation::PutNodeAddress((*node_address).into()));
         }
         let mut state = State::new(Arc::clone(&node_address), book.assets, Arc::new(rates));
-        for (mut account, _) in book.accounts {
-            if renamed && account.ilp_address_generated {
-                account = rename(&account, &node_address)?;
-                mutations.push(Mutation::PutAccount(Arc::clone(&account)));
-            }
-            state.routes.apply(State::claims_of(&account));
-            state.put_account(account);
+        let mut accounts: Vec<_> = book.accounts.into_iter().map(|(account, _)| account).collect();
+        for account in accounts
+            .iter_mut()
+            .filter(|account| renamed && account.ilp_address_generated)
+        {
+            *account = rename(account, &node_address)?;
+            mutations.push(Mutation::PutAccount(Arc::clone(account)));
         }
+        for account in &accounts {
+            state.routes.apply(State::claims_of(account));
+        }
+        state.put_first_accounts(accounts);
         for (prefix, next_hop) in book.static_routes {
             if state.directory.get(next_hop).is_none() {
                 return Err(StartError::Route { prefix });
@@ -221,10 +225,9 @@ impl Control {
     /// Everything that stands, as changes for shards that know nothing yet: accounts before the routes to them.
     pub fn initial_changes(&self) -> Vec<Change> {
         let state = self.read();
-        let mut changes = vec![
-            Change::NodeAddress(Arc::clone(&state.node_address)),
-            Change::Rates(Arc::clone(&state.rates)),
-        ];
+        let mut changes = Vec::with_capacity(2 + state.directory.len() + state.routes.len());
+        changes.push(Change::NodeAddress(Arc::clone(&state.node_address)));
+        changes.push(Change::Rates(Arc::clone(&state.rates)));
         changes.extend(
             state
                 .directory

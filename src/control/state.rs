@@ -7,7 +7,8 @@
 //! or to several links towards peers and the parent; every candidate in the table of routes names an account that
 //! exists.
 
-use std::collections::{BTreeMap, HashMap};
+use std::borrow::Cow;
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::ledger::account::{Account, AccountId, Asset, AssetId, RoutingRelation};
@@ -25,22 +26,24 @@ pub(super) const DEFAULT_ROUTE: &str = "";
 pub(super) struct State {
     pub node_address: Arc<str>,
     pub directory: Directory,
-    /// Accounts by folded user name, which is the order in which they are listed.
-    pub by_name: BTreeMap<Box<str>, AccountId>,
+    /// All accounts in the order of their folded user names, which is the order in which they are listed. The names are
+    /// the directory's; that one in a million comes or goes costs moving 4 MB.
+    by_name: Vec<AccountId>,
     /// By [`AssetId`]. An asset is never taken out again: its position stays in the book.
-    pub assets: Vec<Asset>,
-    asset_ids: HashMap<Asset, AssetId>,
+    pub assets: Vec<Arc<Asset>>,
+    asset_ids: HashMap<Arc<Asset>, AssetId>,
     pub routes: Table,
     pub rates: Arc<Rates>,
 }
 
 impl State {
     pub fn new(node_address: Arc<str>, assets: Vec<Asset>, rates: Arc<Rates>) -> Self {
+        let assets: Vec<_> = assets.into_iter().map(Arc::new).collect();
         let ids = (0..=u16::MAX).map(AssetId::new);
         Self {
             node_address,
             directory: Directory::new(),
-            by_name: BTreeMap::new(),
+            by_name: Vec::new(),
             asset_ids: assets.iter().cloned().zip(ids).collect(),
             assets,
             routes: Table::new(),
@@ -65,33 +68,68 @@ impl State {
             .map(|parent| parent.id)
     }
 
-    /// The number of an asset, and whether it is a new one.
-    pub fn intern(&self, asset: &Asset) -> Result<(AssetId, bool), ControlError> {
-        if let Some(id) = self.asset_ids.get(asset) {
-            return Ok((*id, false));
+    /// The asset as all its accounts share it, its number, and whether it is a new one.
+    pub fn intern(&self, asset: Asset) -> Result<(Arc<Asset>, AssetId, bool), ControlError> {
+        if let Some((known, id)) = self.asset_ids.get_key_value(&asset) {
+            return Ok((Arc::clone(known), *id, false));
         }
         match u16::try_from(self.assets.len()) {
-            Ok(number) => Ok((AssetId::new(number), true)),
+            Ok(number) => Ok((Arc::new(asset), AssetId::new(number), true)),
             Err(_) => Err(ControlError::TooManyAssets),
         }
     }
 
     /// Adds an asset under the number that [`Self::intern`] gave.
-    pub fn add_asset(&mut self, id: AssetId, asset: Asset) {
+    pub fn add_asset(&mut self, id: AssetId, asset: Arc<Asset>) {
         assert_eq!(id.index(), self.assets.len(), "assets are numbered without gaps");
-        self.asset_ids.insert(asset.clone(), id);
+        self.asset_ids.insert(Arc::clone(&asset), id);
         self.assets.push(asset);
     }
 
     /// Adds an account or replaces the one with its id, without its routes.
     pub fn put_account(&mut self, account: Arc<Account>) {
-        self.by_name.insert(fold_username(&account.username).into(), account.id);
+        if let Err(place) = self.place_of(&fold_username(&account.username)) {
+            if self.by_name.len() == self.by_name.capacity() {
+                self.by_name.reserve_exact(self.by_name.len() / 8 + 8);
+            }
+            self.by_name.insert(place, account.id);
+        }
         self.directory.insert(account);
     }
 
+    /// Adds the accounts of a state that has none, without their routes. One by one would take time in the square of
+    /// their number.
+    pub fn put_first_accounts(&mut self, accounts: Vec<Arc<Account>>) {
+        assert!(self.by_name.is_empty(), "these are the first");
+        self.by_name = accounts.iter().map(|account| account.id).collect();
+        for account in accounts {
+            self.directory.insert(account);
+        }
+        let directory = &self.directory;
+        self.by_name
+            .sort_unstable_by(|one, other| folded_name(directory, *one).cmp(&folded_name(directory, *other)));
+    }
+
     pub fn remove_account(&mut self, account: &Account) {
-        self.by_name.remove(fold_username(&account.username).as_ref());
+        let place = self.place_of(&fold_username(&account.username));
+        self.by_name.remove(place.expect("an account that exists has a name"));
         self.directory.remove(account.id);
+    }
+
+    /// The accounts behind a folded user name, or all, in the order of their folded names.
+    pub fn accounts_after(&self, name: Option<&str>) -> impl Iterator<Item = &Arc<Account>> {
+        let first = match name.map(|name| self.place_of(name)) {
+            None => 0,
+            Some(Ok(place)) => place + 1,
+            Some(Err(place)) => place,
+        };
+        self.by_name[first..].iter().filter_map(|id| self.directory.get(*id))
+    }
+
+    /// Where the account with this folded user name is in `by_name`, or else where it would be.
+    fn place_of(&self, name: &str) -> Result<usize, usize> {
+        self.by_name
+            .binary_search_by(|id| folded_name(&self.directory, *id).as_ref().cmp(name))
     }
 
     /// Checks an account, new or changed, against all others. `before` is what it was.
@@ -161,9 +199,13 @@ impl State {
 
     /// The prefixes the operator sends to an account.
     pub fn fixed_routes_to(&self, id: AccountId) -> Vec<Arc<str>> {
-        let to_account = self.routes.fixed_routes().filter(|(_, next_hop)| *next_hop == id);
-        to_account.map(|(prefix, _)| Arc::clone(prefix)).collect()
+        self.routes.fixed_routes_to(id)
     }
+}
+
+fn folded_name(directory: &Directory, id: AccountId) -> Cow<'_, str> {
+    let account = directory.get(id).expect("a listed account exists");
+    fold_username(&account.username)
 }
 
 /// The address of an account that got none of its own.
@@ -246,24 +288,26 @@ mod tests {
             code: code.into(),
             scale: 9,
         };
+        let number = |state: &State, asset| {
+            let (interned, id, is_new) = state.intern(asset).unwrap();
+            (interned.to_string(), id.get(), is_new)
+        };
         let mut state = State::new("example.hub".into(), vec![asset("ABC")], Arc::default());
-        assert_eq!(state.intern(&asset("ABC")).unwrap(), (AssetId::new(0), false));
-        assert_eq!(state.intern(&asset("XYZ")).unwrap(), (AssetId::new(1), true));
-        state.add_asset(AssetId::new(1), asset("XYZ"));
-        assert_eq!(state.intern(&asset("XYZ")).unwrap(), (AssetId::new(1), false));
-        assert_eq!(
-            state
-                .intern(&Asset {
-                    code: "XYZ".into(),
-                    scale: 8
-                })
-                .unwrap(),
-            (AssetId::new(2), true)
-        );
+        assert_eq!(number(&state, asset("ABC")), ("ABC@9".into(), 0, false));
+        assert_eq!(number(&state, asset("XYZ")), ("XYZ@9".into(), 1, true));
+        state.add_asset(AssetId::new(1), Arc::new(asset("XYZ")));
+        assert_eq!(number(&state, asset("XYZ")), ("XYZ@9".into(), 1, false));
+        let finer = Asset {
+            code: "XYZ".into(),
+            scale: 8,
+        };
+        assert_eq!(number(&state, finer), ("XYZ@8".into(), 2, true));
+        let [one, other] = [(), ()].map(|()| state.intern(asset("ABC")).unwrap().0);
+        assert!(Arc::ptr_eq(&one, &other), "accounts share their asset");
 
         let all = (0..65_536).map(|number| asset(&number.to_string())).collect();
         let full = State::new("example.hub".into(), all, Arc::default());
-        assert_eq!(full.intern(&asset("65535")).unwrap(), (AssetId::new(65_535), false));
-        assert!(matches!(full.intern(&asset("ABC")), Err(ControlError::TooManyAssets)));
+        assert_eq!(number(&full, asset("65535")), ("65535@9".into(), 65_535, false));
+        assert!(matches!(full.intern(asset("ABC")), Err(ControlError::TooManyAssets)));
     }
 }

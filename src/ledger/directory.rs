@@ -11,7 +11,7 @@ use std::sync::Arc;
 use hashbrown::HashTable;
 use unicode_normalization::UnicodeNormalization;
 
-use super::account::{Account, AccountId};
+use super::account::{Account, AccountId, place_in};
 
 /// User names have this many characters after NFKC.
 pub const USERNAME_CHARS: std::ops::RangeInclusive<usize> = 2..=32;
@@ -127,10 +127,7 @@ impl Directory {
         self.remove(id);
         let key = fold_username(&account.username).into_owned();
         assert!(self.find(&key).is_none(), "a user name belongs to one account");
-        if self.accounts.len() <= id.index() {
-            self.accounts.resize(id.index() + 1, None);
-        }
-        self.accounts[id.index()] = Some(account);
+        *place_in(&mut self.accounts, id.index()) = Some(account);
         self.len += 1;
         let accounts = &self.accounts;
         let hasher = &self.hasher;
@@ -184,18 +181,16 @@ mod tests {
             username: username.into(),
             ilp_address: "test.x".into(),
             ilp_address_generated: true,
-            asset: Asset {
+            asset: Arc::new(Asset {
                 code: "ABC".into(),
                 scale: 9,
-            },
+            }),
             asset_id: AssetId::new(0),
             routing_relation: RoutingRelation::default(),
-            limits: AccountLimits::default(),
+            limits: OrDefault::default(),
             round_trip_time_ms: ROUND_TRIP_TIME_MS_DEFAULT,
-            settle_threshold: None,
-            settle_to: None,
-            settlement_engine_url: None,
-            links: Box::default(),
+            settlement: OrDefault::default(),
+            links: PackedLinks::default(),
             created_at_ms: 0,
         })
     }

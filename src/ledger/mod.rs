@@ -11,7 +11,9 @@ pub mod directory;
 pub mod journal;
 pub mod transfer;
 
-pub use account::{Account, AccountId, AccountLimits, Asset, AssetId, Links, RoutingRelation};
+pub use account::{
+    Account, AccountId, AccountLimits, Asset, AssetId, Links, OrDefault, PackedLinks, RoutingRelation, Settlement,
+};
 pub use balance::{Balance, Hold, Reservation};
 pub use directory::Directory;
 pub use transfer::Transfer;

@@ -24,6 +24,7 @@ pub mod stats;
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use crate::ledger::account::place_in;
 use crate::ledger::{Account, AccountId, AssetId, Balance, Directory};
 use crate::routing::forwarding::Forwarding;
 use crate::wire::timestamp::Timestamp;
@@ -153,10 +154,7 @@ impl Pipeline {
         let id = account.id;
         if self.owns(id) {
             let index = self.member_index(id);
-            if self.members.len() <= index {
-                self.members.resize_with(index + 1, || None);
-            }
-            let place = &mut self.members[index];
+            let place = place_in(&mut self.members, index);
             let member = place.get_or_insert_with(|| {
                 Box::new(Member {
                     account: account.clone(),

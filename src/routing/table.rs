@@ -11,8 +11,8 @@
 //! Always: a prefix is in the table if and only if it has a candidate; the changes that [`Table::apply`] returns turn
 //! the winners before it into the winners after it.
 
-use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use crate::ledger::account::AccountId;
@@ -53,54 +53,79 @@ pub struct RouteChange {
 #[derive(Clone, Default, Debug)]
 struct Candidates {
     fixed: Option<AccountId>,
-    /// The claim that wins among the claims. Kept apart, because nearly every prefix has one claim and a list of its
-    /// own would cost an allocation for each.
-    oldest: Option<AccountId>,
-    /// All other claims, ascending; every one above `oldest`.
-    younger: Vec<AccountId>,
+    /// Ascending.
+    claims: Vec<AccountId>,
+}
+
+/// The same as it is kept: nearly every prefix has one candidate, for which a list would cost more than all the rest.
+#[derive(Clone, Debug)]
+enum Kept {
+    Claimed(AccountId),
+    Fixed(AccountId),
+    Several(Box<Candidates>),
 }
 
 impl Candidates {
-    fn winner(&self) -> Option<AccountId> {
-        self.fixed.or(self.oldest)
-    }
-
-    fn is_empty(&self) -> bool {
-        self.fixed.is_none() && self.oldest.is_none()
-    }
-
     fn claim(&mut self, account: AccountId) {
-        let Some(oldest) = self.oldest else {
-            self.oldest = Some(account);
-            return;
-        };
-        if account == oldest {
-            return;
-        }
-        self.oldest = Some(account.min(oldest));
-        let later = account.max(oldest);
-        if let Err(place) = self.younger.binary_search(&later) {
-            self.younger.insert(place, later);
+        if let Err(place) = self.claims.binary_search(&account) {
+            self.claims.insert(place, account);
         }
     }
 
     fn unclaim(&mut self, account: AccountId) {
-        if self.oldest == Some(account) {
-            self.oldest = if self.younger.is_empty() {
-                None
-            } else {
-                Some(self.younger.remove(0))
-            };
-        } else if let Ok(place) = self.younger.binary_search(&account) {
-            self.younger.remove(place);
+        if let Ok(place) = self.claims.binary_search(&account) {
+            self.claims.remove(place);
+        }
+    }
+
+    /// `None`: there is no candidate.
+    fn keep(self) -> Option<Kept> {
+        match (self.fixed, &*self.claims) {
+            (None, []) => None,
+            (None, [only]) => Some(Kept::Claimed(*only)),
+            (Some(only), []) => Some(Kept::Fixed(only)),
+            _ => Some(Kept::Several(Box::new(self))),
         }
     }
 }
 
-/// The routing table: every candidate for every prefix, in the order of the prefixes.
+impl Kept {
+    fn winner(&self) -> Option<AccountId> {
+        self.fixed().or(self.claims().first().copied())
+    }
+
+    fn fixed(&self) -> Option<AccountId> {
+        match self {
+            Self::Claimed(_) => None,
+            Self::Fixed(next_hop) => Some(*next_hop),
+            Self::Several(candidates) => candidates.fixed,
+        }
+    }
+
+    /// Ascending.
+    fn claims(&self) -> &[AccountId] {
+        match self {
+            Self::Claimed(account) => std::slice::from_ref(account),
+            Self::Fixed(_) => &[],
+            Self::Several(candidates) => &candidates.claims,
+        }
+    }
+
+    fn candidates(&self) -> Candidates {
+        Candidates {
+            fixed: self.fixed(),
+            claims: self.claims().to_vec(),
+        }
+    }
+}
+
+/// The routing table: every candidate for every prefix.
+///
+/// In no order, because an ordered map of prefixes that come in their order is half empty, and order is asked for only
+/// by who reads all of them.
 #[derive(Clone, Default, Debug)]
 pub struct Table {
-    candidates: BTreeMap<Arc<str>, Candidates>,
+    kept: HashMap<Arc<str>, Kept>,
     fixed_count: usize,
 }
 
@@ -111,11 +136,11 @@ impl Table {
 
     /// How many prefixes lead somewhere.
     pub fn len(&self) -> usize {
-        self.candidates.len()
+        self.kept.len()
     }
 
     pub fn is_empty(&self) -> bool {
-        self.candidates.is_empty()
+        self.kept.is_empty()
     }
 
     /// How many fixed routes there are.
@@ -125,34 +150,44 @@ impl Table {
 
     /// Where exactly this prefix leads; no look-up of shorter ones.
     pub fn winner(&self, prefix: &str) -> Option<AccountId> {
-        self.candidates.get(prefix)?.winner()
+        self.kept.get(prefix)?.winner()
     }
 
     /// Where the operator sends exactly this prefix.
     pub fn fixed(&self, prefix: &str) -> Option<AccountId> {
-        self.candidates.get(prefix)?.fixed
+        self.kept.get(prefix)?.fixed()
     }
 
     /// The accounts that claim exactly this prefix, oldest first.
     pub fn claims(&self, prefix: &str) -> impl Iterator<Item = AccountId> + '_ {
-        let candidates = self.candidates.get(prefix);
-        candidates
-            .into_iter()
-            .flat_map(|candidates| candidates.oldest.iter().chain(&candidates.younger).copied())
+        let kept = self.kept.get(prefix);
+        kept.map_or(&[][..], Kept::claims).iter().copied()
     }
 
-    /// Every prefix and where it leads, in the order of the prefixes.
+    /// Every prefix and where it leads, in the order of the prefixes; sorted for each call.
     pub fn winners(&self) -> impl Iterator<Item = (&Arc<str>, AccountId)> {
-        self.candidates
-            .iter()
-            .filter_map(|(prefix, candidates)| Some((prefix, candidates.winner()?)))
+        self.sorted(Kept::winner)
     }
 
-    /// The fixed routes, in the order of the prefixes.
+    /// The fixed routes, in the order of the prefixes; sorted for each call.
     pub fn fixed_routes(&self) -> impl Iterator<Item = (&Arc<str>, AccountId)> {
-        self.candidates
+        self.sorted(Kept::fixed)
+    }
+
+    /// The prefixes that the operator sends to this account, in their order.
+    pub fn fixed_routes_to(&self, account: AccountId) -> Vec<Arc<str>> {
+        let routes = self.sorted(move |kept| kept.fixed().filter(|next_hop| *next_hop == account));
+        routes.map(|(prefix, _)| Arc::clone(prefix)).collect()
+    }
+
+    fn sorted(&self, next_hop: impl Fn(&Kept) -> Option<AccountId>) -> impl Iterator<Item = (&Arc<str>, AccountId)> {
+        let mut routes: Vec<_> = self
+            .kept
             .iter()
-            .filter_map(|(prefix, candidates)| Some((prefix, candidates.fixed?)))
+            .filter_map(|(prefix, kept)| Some((prefix, next_hop(kept)?)))
+            .collect();
+        routes.sort_unstable_by_key(|(prefix, _)| *prefix);
+        routes.into_iter()
     }
 
     /// Takes the steps in order and says which winners changed. A prefix that ends where it began is not named.
@@ -175,30 +210,32 @@ impl Table {
     }
 
     fn take(&mut self, step: Step) {
-        match step {
-            Step::Claim { prefix, account } => self.candidates.entry(prefix).or_default().claim(account),
+        let kept = self.kept.get(step.prefix());
+        let mut candidates = kept.map(Kept::candidates).unwrap_or_default();
+        let was_fixed = candidates.fixed.is_some();
+        let prefix = match step {
+            Step::Claim { prefix, account } => {
+                candidates.claim(account);
+                prefix
+            }
+            Step::Unclaim { prefix, account } => {
+                candidates.unclaim(account);
+                prefix
+            }
             Step::Fix { prefix, next_hop } => {
-                let candidates = self.candidates.entry(prefix).or_default();
-                if candidates.fixed.replace(next_hop).is_none() {
-                    self.fixed_count += 1;
-                }
+                candidates.fixed = Some(next_hop);
+                prefix
             }
-            Step::Unclaim { prefix, account } => self.withdraw(prefix, |candidates| candidates.unclaim(account)),
             Step::Unfix { prefix } => {
-                let mut removed = false;
-                self.withdraw(prefix, |candidates| removed = candidates.fixed.take().is_some());
-                self.fixed_count -= usize::from(removed);
+                candidates.fixed = None;
+                prefix
             }
-        }
-    }
-
-    /// Changes the candidates of a prefix that has some, and forgets the prefix with its last one.
-    fn withdraw(&mut self, prefix: Arc<str>, change: impl FnOnce(&mut Candidates)) {
-        if let Entry::Occupied(mut entry) = self.candidates.entry(prefix) {
-            change(entry.get_mut());
-            if entry.get().is_empty() {
-                entry.remove();
-            }
+        };
+        self.fixed_count += usize::from(candidates.fixed.is_some());
+        self.fixed_count -= usize::from(was_fixed);
+        match candidates.keep() {
+            Some(kept) => drop(self.kept.insert(prefix, kept)),
+            None => drop(self.kept.remove(&prefix)),
         }
     }
 }

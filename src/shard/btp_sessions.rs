@@ -364,7 +364,7 @@ fn authenticate(directory: &Directory, phase: BtpPhase, username: Option<&str>, 
     let names_it =
         |name: &str| account.is_some_and(|account| directory.find(name).is_some_and(|other| other.id == account.id));
     let name_agrees = username.is_none_or(names_it);
-    let secret = account.and_then(|account| account.links.btp_incoming_token.as_deref());
+    let secret = account.and_then(|account| account.links.btp_incoming_token());
     // The same work whether or not there is such an account.
     let stored = secret.unwrap_or_default().as_bytes();
     let whole = secrets_equal(token.as_bytes(), stored);

@@ -70,7 +70,7 @@ impl Shard {
                 self.pipeline.put_account(account.clone(), booked, self.now);
                 if self.owns(account.id) && before.as_ref().is_none_or(|before| before.links != account.links) {
                     let token_changed = before
-                        .is_some_and(|before| before.links.btp_incoming_token != account.links.btp_incoming_token);
+                        .is_some_and(|before| before.links.btp_incoming_token() != account.links.btp_incoming_token());
                     if token_changed {
                         self.close_sessions(account.id, CloseCode::Normal);
                     }

@@ -163,8 +163,7 @@ impl Shard {
         let id = account.id;
         let wanted = account
             .links
-            .btp_url
-            .as_deref()
+            .btp_url()
             .and_then(|url| match Endpoint::from_btp_url(url) {
                 Ok((endpoint, url)) => Some(new_dialer(endpoint, &url, account)),
                 Err(error) => {
@@ -393,8 +392,8 @@ impl Shard {
 fn new_dialer(endpoint: Endpoint, url: &Url, account: &Account) -> Dialer {
     let decode = |text: &str| percent_decode(text).map_or_else(|| text.into(), |text| Box::<str>::from(&*text));
     let username = (!url.username().is_empty()).then(|| decode(url.username()));
-    let token = match &account.links.btp_outgoing_token {
-        Some(token) => token.clone(),
+    let token = match account.links.btp_outgoing_token() {
+        Some(token) => token.into(),
         None => url.password().map(decode).unwrap_or_default(),
     };
     Dialer {

@@ -614,7 +614,7 @@ fn authenticate(
         None => credentials.named_user().ok_or_else(Problem::unauthorized)?,
     };
     let account = directory.find(name);
-    let secret = account.and_then(|account| account.links.http_incoming_token.as_deref());
+    let secret = account.and_then(|account| account.links.http_incoming_token());
     let matches = credentials.matches(
         |user| account.is_some_and(|account| directory.find(user).is_some_and(|other| other.id == account.id)),
         |candidate| secrets_equal(candidate, secret.unwrap_or_default().as_bytes()),

@@ -77,7 +77,7 @@ pub struct Setup {
     /// Names to be resolved go here.
     pub lookups: Sender<Lookup>,
     /// What all shards know at the start, in order.
-    pub changes: Arc<[Change]>,
+    pub changes: Arc<Vec<Change>>,
     /// The booked balance of every account, by id.
     pub booked: Arc<[i128]>,
     /// How many connections all shards may have together, and how many they have.

@@ -6,6 +6,7 @@
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 
+use crate::ledger::account::place_in;
 use crate::ledger::{Account, AccountId};
 use crate::link::http::{HttpClient, RequestTemplate, is_misconfigured, reject_code_for_status};
 use crate::net::{SocketId, dial};
@@ -121,10 +122,7 @@ impl Peers {
     /// The links of an account, made when it gets its first: most accounts of a large hub have none.
     pub fn entry(&mut self, id: AccountId) -> &mut Peer {
         let index = (id.get() / self.shards) as usize;
-        if self.peers.len() <= index {
-            self.peers.resize_with(index + 1, || None);
-        }
-        self.peers[index].get_or_insert_default()
+        place_in(&mut self.peers, index).get_or_insert_default()
     }
 
     /// Frees the memory of links that are not there.
@@ -534,11 +532,11 @@ impl Shard {
     /// Opens, closes or replaces the links of an account of this shard after a change of its settings.
     pub(super) fn relink(&mut self, account: &Account) {
         let id = account.id;
-        let wanted = account.links.http_url.as_deref().and_then(|url| {
+        let wanted = account.links.http_url().and_then(|url| {
             let endpoint = Endpoint::from_http_url(url)
                 .inspect_err(|error| tracing::warn!(target: "http", account = %id, %error, "the URL is not used"))
                 .ok()?;
-            let token = Some(account.links.http_outgoing_token.as_deref().unwrap_or_default());
+            let token = Some(account.links.http_outgoing_token().unwrap_or_default());
             let token = token.filter(|token| !token.is_empty());
             let template = RequestTemplate::new(&endpoint.host_header(), &endpoint.path, token)
                 .inspect_err(|error| tracing::warn!(target: "http", account = %id, %error, "the URL is not used"))

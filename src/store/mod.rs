@@ -329,7 +329,7 @@ impl Auditor for MemoryStore {
 pub(crate) mod tests {
     use super::*;
     use crate::ledger::audit::AssetAudit;
-    use crate::ledger::{AccountLimits, Links, RoutingRelation};
+    use crate::ledger::{AccountLimits, Links, OrDefault, PackedLinks, RoutingRelation};
 
     /// The assets of [`book`], by number.
     pub fn assets() -> Vec<Asset> {
@@ -350,18 +350,17 @@ pub(crate) mod tests {
             username: format!("user_{id}").into(),
             ilp_address: format!("test.node.user_{id}").into(),
             ilp_address_generated: true,
-            asset: assets()[usize::from(asset)].clone(),
+            asset: Arc::new(assets()[usize::from(asset)].clone()),
             asset_id: AssetId::new(asset),
             routing_relation: RoutingRelation::Child,
             limits: AccountLimits {
                 balance_min: Some(-1000),
                 ..AccountLimits::default()
-            },
+            }
+            .into(),
             round_trip_time_ms: 500,
-            settle_threshold: None,
-            settle_to: None,
-            settlement_engine_url: None,
-            links: Box::new(Links {
+            settlement: OrDefault::default(),
+            links: PackedLinks::from(Links {
                 btp_incoming_token: Some(format!("swordfish {id}").into()),
                 ..Links::default()
             }),

@@ -34,9 +34,9 @@ struct Db(DB);
 
 /// A memtable of each family, before it becomes a file. Balances are small and overwritten in place of a file's worth
 /// of them, so more would only lengthen the start after a crash.
-const WRITE_BUFFER_BYTES: usize = 8 << 20;
+const WRITE_BUFFER_BYTES: usize = 4 << 20;
 /// All memtables of all families together.
-const WRITE_BUFFERS_BYTES: usize = 32 << 20;
+const WRITE_BUFFERS_BYTES: usize = 16 << 20;
 /// What a start after a crash has to read again, and with it how long it takes: about a second.
 const LOG_BYTES: u64 = 64 << 20;
 /// Blocks read at start and by audits; no packet ever reads.
@@ -248,12 +248,9 @@ impl<'a> View<'a> {
 
     /// Every record of a family, by ascending key. Checksums are verified.
     fn each(&self, name: &str, mut visit: impl FnMut(&[u8], &[u8]) -> Result<(), ReadError>) -> Result<(), ReadError> {
-        let mut options = ReadOptions::default();
-        // A pass over everything would push out whatever is worth caching.
-        options.fill_cache(false);
         for record in self
             .snapshot
-            .iterator_cf_opt(self.db.family(name), options, IteratorMode::Start)
+            .iterator_cf_opt(self.db.family(name), read_once(), IteratorMode::Start)
         {
             let (key, value) = record?;
             visit(&key, &value)?;
@@ -304,7 +301,9 @@ impl<'a> View<'a> {
         mut visit: impl FnMut(AccountId, &[u8], i128) -> Result<(), ReadError>,
     ) -> Result<(), ReadError> {
         let balances = self.db.family(family::BALANCES);
-        let mut balances = self.snapshot.iterator_cf(balances, IteratorMode::Start);
+        let mut balances = self
+            .snapshot
+            .iterator_cf_opt(balances, read_once(), IteratorMode::Start);
         self.each(family::ACCOUNTS, |key, record| {
             let (owner, booked) = balances.next().ok_or(Malformed("balance of an account"))??;
             if *owner != *key {
@@ -319,9 +318,10 @@ impl<'a> View<'a> {
     }
 
     fn accounts(&self, assets: &[Asset], secrets: &Secrets) -> Result<Vec<(Arc<Account>, i128)>, ReadError> {
+        let assets: Vec<_> = assets.iter().cloned().map(Arc::new).collect();
         let mut accounts = Vec::new();
         self.each_account(|id, record, booked| {
-            accounts.push((Arc::new(schema::read_account(id, record, assets, secrets)?), booked));
+            accounts.push((Arc::new(schema::read_account(id, record, &assets, secrets)?), booked));
             Ok(())
         })?;
         Ok(accounts)
@@ -337,6 +337,13 @@ impl<'a> View<'a> {
         })?;
         sums.close(&positions).map_err(ReadError::Other)
     }
+}
+
+/// For a pass over everything: it would fill the cache with what is not read again.
+fn read_once() -> ReadOptions {
+    let mut options = ReadOptions::default();
+    options.fill_cache(false);
+    options
 }
 
 fn options() -> Options {
@@ -742,13 +749,14 @@ mod tests {
         let folder = Folder::new();
         let (handle, _sender) = start(folder.open().unwrap());
         let mut with_tokens = account(0, 0);
-        *with_tokens.links = Links {
+        with_tokens.links = Links {
             http_incoming_token: Some("swordfish one".into()),
             http_outgoing_token: Some("swordfish two".into()),
             btp_incoming_token: Some("swordfish three".into()),
             btp_outgoing_token: Some("swordfish four".into()),
             ..Links::default()
-        };
+        }
+        .into();
         let assets = Mutation::PutAsset(AssetId::new(0), assets()[0].clone());
         handle
             .apply(vec![assets, Mutation::PutAccount(Arc::new(with_tokens.clone()))])

@@ -13,10 +13,14 @@
 //! | routes    | prefix              | next hop: account, u32                                      |
 //! | rates     | code                | decimal text                                                |
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
 use super::secrets::Secrets;
-use crate::ledger::{Account, AccountId, AccountLimits, Asset, AssetId, Links, RoutingRelation};
+use crate::ledger::{
+    Account, AccountId, AccountLimits, Asset, AssetId, Links, PackedLinks, RoutingRelation, Settlement,
+};
 
 /// Counted up when a program that knows only the older layouts would misread what is stored.
 pub const FORMAT_VERSION: u32 = 1;
@@ -180,8 +184,8 @@ mod field {
 }
 
 impl Sealed {
-    fn new(secrets: &Secrets, account: &Account, field: &str, token: &Option<Box<str>>) -> Option<Self> {
-        let sealed = secrets.seal(&account.uuid, field, token.as_ref()?.as_bytes());
+    fn new(secrets: &Secrets, account: &Account, field: &str, token: Option<Box<str>>) -> Option<Self> {
+        let sealed = secrets.seal(&account.uuid, field, token?.as_bytes());
         Some(Self(to_hex(&sealed).into()))
     }
 
@@ -193,7 +197,8 @@ impl Sealed {
 }
 
 pub fn account(account: &Account, secrets: &Secrets) -> Vec<u8> {
-    let Account { limits, links, .. } = account;
+    let Account { limits, settlement, .. } = account;
+    let links = account.links.unpack();
     let seal = |field, token| Sealed::new(secrets, account, field, token);
     let record = AccountRecord {
         uuid: uuid::Uuid::from_bytes(account.uuid),
@@ -207,15 +212,15 @@ pub fn account(account: &Account, secrets: &Secrets) -> Vec<u8> {
         amount_per_minute: limits.amount_per_minute,
         packets_per_minute: limits.packets_per_minute,
         round_trip_time_ms: account.round_trip_time_ms,
-        settle_threshold: account.settle_threshold,
-        settle_to: account.settle_to,
-        settlement_engine_url: account.settlement_engine_url.clone(),
-        http_url: links.http_url.clone(),
-        http_incoming_token: seal(field::HTTP_INCOMING_TOKEN, &links.http_incoming_token),
-        http_outgoing_token: seal(field::HTTP_OUTGOING_TOKEN, &links.http_outgoing_token),
-        btp_url: links.btp_url.clone(),
-        btp_incoming_token: seal(field::BTP_INCOMING_TOKEN, &links.btp_incoming_token),
-        btp_outgoing_token: seal(field::BTP_OUTGOING_TOKEN, &links.btp_outgoing_token),
+        settle_threshold: settlement.threshold,
+        settle_to: settlement.to,
+        settlement_engine_url: settlement.engine_url.clone(),
+        http_url: links.http_url,
+        http_incoming_token: seal(field::HTTP_INCOMING_TOKEN, links.http_incoming_token),
+        http_outgoing_token: seal(field::HTTP_OUTGOING_TOKEN, links.http_outgoing_token),
+        btp_url: links.btp_url,
+        btp_incoming_token: seal(field::BTP_INCOMING_TOKEN, links.btp_incoming_token),
+        btp_outgoing_token: seal(field::BTP_OUTGOING_TOKEN, links.btp_outgoing_token),
         created_at_ms: account.created_at_ms,
     };
     let mut bytes = Vec::with_capacity(1024);
@@ -233,8 +238,13 @@ pub fn read_account_asset(bytes: &[u8]) -> Result<AssetId, Malformed> {
     }
 }
 
-/// `assets` are those stored, by their number: accounts share the text of their asset's code.
-pub fn read_account(id: AccountId, bytes: &[u8], assets: &[Asset], secrets: &Secrets) -> Result<Account, Malformed> {
+/// `assets` are those stored, by their number: all accounts in one share it.
+pub fn read_account(
+    id: AccountId,
+    bytes: &[u8],
+    assets: &[Arc<Asset>],
+    secrets: &Secrets,
+) -> Result<Account, Malformed> {
     let asset_id = read_account_asset(bytes)?;
     let asset = assets.get(asset_id.index()).ok_or(Malformed("asset of an account"))?;
     let record: AccountRecord =
@@ -256,12 +266,16 @@ pub fn read_account(id: AccountId, bytes: &[u8], assets: &[Asset], secrets: &Sec
             balance_max: record.balance_max,
             amount_per_minute: record.amount_per_minute,
             packets_per_minute: record.packets_per_minute,
-        },
+        }
+        .into(),
         round_trip_time_ms: record.round_trip_time_ms,
-        settle_threshold: record.settle_threshold,
-        settle_to: record.settle_to,
-        settlement_engine_url: record.settlement_engine_url,
-        links: Box::new(Links {
+        settlement: Settlement {
+            threshold: record.settle_threshold,
+            to: record.settle_to,
+            engine_url: record.settlement_engine_url,
+        }
+        .into(),
+        links: PackedLinks::from(Links {
             http_url: record.http_url,
             http_incoming_token: open(field::HTTP_INCOMING_TOKEN, record.http_incoming_token)?,
             http_outgoing_token: open(field::HTTP_OUTGOING_TOKEN, record.http_outgoing_token)?,
@@ -353,8 +367,8 @@ mod tests {
             relation in 0..4usize,
             limits in limits(),
             round_trip_time_ms: u32,
-            (settle_threshold, settle_to) in any::<(Option<i64>, Option<i64>)>(),
-            settlement_engine_url in proptest::option::of(text()),
+            (threshold, to) in any::<(Option<i64>, Option<i64>)>(),
+            engine_url in proptest::option::of(text()),
             links in links(),
             created_at_ms: u64,
         ) -> Account {
@@ -367,22 +381,22 @@ mod tests {
                 asset: assets()[usize::from(asset_id)].clone(),
                 asset_id: AssetId::new(asset_id),
                 routing_relation: RoutingRelation::ALL[relation],
-                limits,
+                limits: limits.into(),
                 round_trip_time_ms,
-                settle_threshold,
-                settle_to,
-                settlement_engine_url,
-                links: Box::new(links),
+                settlement: Settlement { threshold, to, engine_url }.into(),
+                links: links.into(),
                 created_at_ms,
             }
         }
     }
 
-    fn assets() -> Vec<Asset> {
+    fn assets() -> Vec<Arc<Asset>> {
         [("ABC", 9), ("ABC", 2), ("XYZ", 255)]
-            .map(|(code, scale)| Asset {
-                code: code.into(),
-                scale,
+            .map(|(code, scale)| {
+                Arc::new(Asset {
+                    code: code.into(),
+                    scale,
+                })
             })
             .into()
     }
@@ -444,7 +458,7 @@ mod tests {
         let secrets = Secrets::new(&[7; 32]);
         let read = |bytes: &[u8]| read_account(AccountId::new(5), bytes, &assets(), &secrets);
         let newer = read(&json(r#","created_at_ms":9,"of_a_newer_version":[1,2]"#)).unwrap();
-        assert_eq!(newer.limits, AccountLimits::default());
+        assert_eq!(*newer.limits, AccountLimits::default());
         assert_eq!((newer.asset, newer.created_at_ms), (assets()[1].clone(), 9));
         assert_eq!(read(&json("")), Err(Malformed("account")), "created_at_ms is missing");
         let mut unknown = json(r#","created_at_ms":9"#);
@@ -463,7 +477,7 @@ mod tests {
         ) {
             prop_assume!(one.uuid != other.uuid);
             let secrets = Secrets::new(&[7; 32]);
-            *one.links = Links { btp_incoming_token: Some(token), ..Links::default() };
+            one.links = Links { btp_incoming_token: Some(token), ..Links::default() }.into();
             let bytes = account(&one, &secrets);
             let json = String::from_utf8(bytes[ACCOUNT_HEAD_BYTES..].to_vec()).unwrap();
             let uuid = |account: &Account| uuid::Uuid::from_bytes(account.uuid).to_string();

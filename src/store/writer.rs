@@ -22,6 +22,7 @@ use crossbeam::queue::ArrayQueue;
 use crossbeam::utils::CachePadded;
 
 use super::{Applied, Auditor, Batch, Book, Mutation, Store, StoreError};
+use crate::ledger::account::place_in;
 use crate::ledger::audit::Audit;
 use crate::ledger::journal::TransferNumber;
 use crate::ledger::transfer::Owner;
@@ -178,7 +179,7 @@ impl WriterHandle {
 
     /// The balance on disk: positive is what we owe the holder. `None`: no such account.
     pub fn booked(&self, id: AccountId) -> Option<i128> {
-        self.inner.shared.durable().booked.get(id.index()).copied().flatten()
+        self.inner.shared.ledger().durable(id)
     }
 
     /// Calls `wake` from the writer's thread whenever transfers of `shard` became durable, and when the store has
@@ -237,7 +238,8 @@ impl Drop for HandleInner {
 /// What the writer's thread shares with everybody else.
 struct Shared {
     shards: Box<[CachePadded<ShardQueue>]>,
-    durable: Mutex<DurableBook>,
+    /// Changed by the writer's thread alone, and not locked during a commit.
+    ledger: Mutex<Ledger>,
     /// The writer is about to sleep until it is woken.
     sleeping: AtomicBool,
     /// A shard wants what it has pushed committed.
@@ -254,14 +256,6 @@ struct ShardQueue {
     waker: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
 
-/// Balances as they are on disk.
-struct DurableBook {
-    /// By account; `None`: no such account.
-    booked: Vec<Option<i128>>,
-    /// By asset.
-    positions: Vec<i128>,
-}
-
 #[derive(Default)]
 struct Counters {
     commits: AtomicU64,
@@ -275,8 +269,8 @@ impl Shared {
         self.failed.load(Ordering::Relaxed)
     }
 
-    fn durable(&self) -> MutexGuard<'_, DurableBook> {
-        self.durable.lock().unwrap_or_else(PoisonError::into_inner)
+    fn ledger(&self) -> MutexGuard<'_, Ledger> {
+        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn fail(&self, reason: String) {
@@ -311,7 +305,6 @@ pub struct Writer {
     requests: Receiver<Request>,
     durability: Durability,
     flush_interval: Duration,
-    ledger: Ledger,
     /// Taken from each shard so far.
     taken: Vec<TransferNumber>,
     /// When the oldest transfer that waits to be committed was taken.
@@ -329,7 +322,6 @@ impl Writer {
         durability: Durability,
         flush_interval: Duration,
     ) -> io::Result<(WriterHandle, Vec<TransferSender>)> {
-        let ledger = Ledger::new(book);
         let shard = || {
             CachePadded::new(ShardQueue {
                 queue: ArrayQueue::new(TRANSFERS_WAITING_MAX),
@@ -339,14 +331,7 @@ impl Writer {
         };
         let shared = Arc::new(Shared {
             shards: (0..shards).map(|_| shard()).collect(),
-            durable: Mutex::new(DurableBook {
-                booked: ledger
-                    .lines
-                    .iter()
-                    .map(|line| line.as_ref().map(|line| line.booked))
-                    .collect(),
-                positions: ledger.positions.clone(),
-            }),
+            ledger: Mutex::new(Ledger::new(book)),
             sleeping: AtomicBool::new(false),
             asked: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
@@ -363,7 +348,6 @@ impl Writer {
             requests: received,
             durability,
             flush_interval,
-            ledger,
             taken: vec![0; shards],
             pending_since: None,
         };
@@ -438,16 +422,18 @@ impl Writer {
     /// Takes what waits in every shard's queue, but not what arrives meanwhile, into the working balances.
     fn drain(&mut self) {
         let mut any = false;
+        let mut ledger = self.shared.ledger();
         for (shard, taken) in self.shared.shards.iter().zip(&mut self.taken) {
             for _ in 0..shard.queue.len() {
                 let Some(transfer) = shard.queue.pop() else {
                     break;
                 };
-                self.ledger.fold(&transfer);
+                ledger.fold(&transfer);
                 *taken += 1;
                 any = true;
             }
         }
+        drop(ledger);
         if any && self.pending_since.is_none() {
             self.pending_since = Some(Instant::now());
         }
@@ -457,8 +443,9 @@ impl Writer {
     /// after a failure, when nothing can be committed any more.
     fn commit(&mut self, requests: Vec<Request>) -> Option<u64> {
         let mut pending = Vec::with_capacity(requests.len());
+        let mut ledger = self.shared.ledger();
         for Request { mutations, reply } in requests {
-            match self.ledger.apply(mutations) {
+            match ledger.apply(mutations) {
                 Ok(applied) => pending.push((reply, applied)),
                 // Nothing has changed. A caller that no longer listens needs no answer.
                 Err(refused) => {
@@ -466,7 +453,8 @@ impl Writer {
                 }
             }
         }
-        let batch = self.ledger.take_batch(&self.shared.durable());
+        let batch = ledger.take_batch();
+        drop(ledger);
         if !batch.is_empty() {
             let started = Instant::now();
             if let Err(error) = self.store.commit(&batch) {
@@ -483,7 +471,7 @@ impl Writer {
             }
             self.count_sync(started.elapsed());
         }
-        self.ledger.publish(&batch, &mut self.shared.durable());
+        self.shared.ledger().published();
         let transfers = self.publish_transfers();
         for (reply, applied) in pending {
             let _ = reply.send(Ok(applied));
@@ -527,23 +515,39 @@ impl Drop for Writer {
     }
 }
 
-/// The working balances: the book on disk plus the batch that is being made.
+/// The book on disk, and on top of it the batch that is being made. Only what the batch touches is kept in both forms.
 struct Ledger {
     assets: Vec<Asset>,
     /// By asset.
     positions: Vec<i128>,
+    /// The same on disk.
+    positions_durable: Vec<i128>,
     /// By account. One that is deleted leaves a gap for ever, because its number is never given again.
     lines: Vec<Option<Line>>,
     next_account_id: u32,
     mutations: Vec<Mutation>,
-    /// Each account that the batch touches, once, with its asset: it may be gone by the end of the batch.
-    touched: Vec<(AccountId, AssetId)>,
+    /// Each account that the batch touches, once.
+    touched: Vec<Touched>,
 }
 
+/// An account, the batch included.
 struct Line {
     booked: i128,
     asset: AssetId,
-    touched: bool,
+    /// Its place in [`Ledger::touched`], or [`UNTOUCHED`].
+    touched: u32,
+    /// The batch deletes it.
+    deleted: bool,
+}
+
+const UNTOUCHED: u32 = u32::MAX;
+
+/// An account that the batch touches, as it was before.
+struct Touched {
+    id: AccountId,
+    asset: AssetId,
+    /// Its balance on disk. `None`: the account is new.
+    booked: Option<i128>,
 }
 
 impl Ledger {
@@ -551,39 +555,55 @@ impl Ledger {
         let mut ledger = Self {
             assets: book.assets.clone(),
             positions: book.positions.clone(),
+            positions_durable: book.positions.clone(),
             lines: Vec::new(),
             next_account_id: book.next_account_id,
             mutations: Vec::new(),
             touched: Vec::new(),
         };
         for (account, booked) in &book.accounts {
-            *ledger.slot(account.id) = Some(Line {
-                booked: *booked,
-                asset: account.asset_id,
-                touched: false,
-            });
+            ledger.insert(
+                account.id,
+                Line {
+                    booked: *booked,
+                    asset: account.asset_id,
+                    touched: UNTOUCHED,
+                    deleted: false,
+                },
+            );
         }
         ledger
     }
 
-    fn slot(&mut self, id: AccountId) -> &mut Option<Line> {
-        if self.lines.len() <= id.index() {
-            self.lines.resize_with(id.index() + 1, || None);
-        }
-        &mut self.lines[id.index()]
+    fn insert(&mut self, id: AccountId, line: Line) {
+        *place_in(&mut self.lines, id.index()) = Some(line);
     }
 
     fn line(&self, id: AccountId) -> Option<&Line> {
-        self.lines.get(id.index())?.as_ref()
+        let line = self.lines.get(id.index())?.as_ref()?;
+        (!line.deleted).then_some(line)
+    }
+
+    /// The balance on disk.
+    fn durable(&self, id: AccountId) -> Option<i128> {
+        let line = self.lines.get(id.index())?.as_ref()?;
+        match line.touched {
+            UNTOUCHED => Some(line.booked),
+            place => self.touched[place as usize].booked,
+        }
     }
 
     /// The line of an account that exists, noted as touched.
     fn touch(&mut self, id: AccountId) -> &mut Line {
         let line = self.lines.get_mut(id.index()).and_then(Option::as_mut);
         let line = line.expect("the shards know which accounts exist");
-        if !line.touched {
-            line.touched = true;
-            self.touched.push((id, line.asset));
+        if line.touched == UNTOUCHED {
+            line.touched = u32::try_from(self.touched.len()).expect("there are fewer accounts than numbers for them");
+            self.touched.push(Touched {
+                id,
+                asset: line.asset,
+                booked: Some(line.booked),
+            });
         }
         line
     }
@@ -620,20 +640,16 @@ impl Ledger {
                 Mutation::PutAccount(account) => {
                     let (id, asset) = (account.id, account.asset_id);
                     if self.line(id).is_none() {
-                        *self.slot(id) = Some(Line {
-                            booked: 0,
-                            asset,
-                            touched: false,
-                        });
-                        self.next_account_id = id.get() + 1;
+                        self.add(id, asset);
                     }
                     self.touch(id).asset = asset;
                 }
                 Mutation::DeleteAccount { id, .. } => {
-                    let Line { booked, asset, .. } = *self.touch(*id);
+                    let line = self.touch(*id);
+                    line.deleted = true;
+                    let (booked, asset) = (line.booked, line.asset);
                     self.positions[asset.index()] += booked;
                     applied.written_off += booked;
-                    *self.slot(*id) = None;
                 }
                 Mutation::PutStaticRoute { .. }
                 | Mutation::RemoveStaticRoute { .. }
@@ -643,6 +659,21 @@ impl Ledger {
         }
         self.mutations.extend(mutations);
         Ok(applied)
+    }
+
+    /// A new account, which is not on disk yet.
+    fn add(&mut self, id: AccountId, asset: AssetId) {
+        let line = Line {
+            booked: 0,
+            asset,
+            touched: UNTOUCHED,
+            deleted: false,
+        };
+        self.insert(id, line);
+        self.touch(id);
+        let touched = self.touched.last_mut().expect("it has just been touched");
+        touched.booked = None;
+        self.next_account_id = id.get() + 1;
     }
 
     /// Whether mutations fit the book, each after those before it. Changes nothing.
@@ -680,7 +711,7 @@ impl Ledger {
                             0
                         }
                     };
-                    if assets.get(new.asset_id.index()) != Some(&&new.asset) {
+                    if assets.get(new.asset_id.index()) != Some(&&*new.asset) {
                         return Err(StoreError::Inconsistent("an account's asset is known by its number"));
                     }
                     changed.insert(new.id, Some((booked, new.asset_id)));
@@ -705,8 +736,9 @@ impl Ledger {
         Ok(())
     }
 
-    /// What was folded and applied since the last call, checked against what is on disk.
-    fn take_batch(&mut self, durable: &DurableBook) -> Batch {
+    /// What was folded and applied since the last batch, checked against what is on disk. Before the next one is begun,
+    /// [`Self::published`] says that this one is kept.
+    fn take_batch(&mut self) -> Batch {
         let mut sums = vec![0i128; self.positions.len()];
         let mut batch = Batch {
             mutations: std::mem::take(&mut self.mutations),
@@ -714,17 +746,13 @@ impl Ledger {
             positions: Vec::new(),
             next_account_id: self.next_account_id,
         };
-        for (id, asset) in self.touched.drain(..) {
-            let before = durable.booked.get(id.index()).copied().flatten().unwrap_or(0);
-            let after = self.lines[id.index()].as_mut().map(|line| {
-                line.touched = false;
-                batch.balances.push((id, line.booked));
-                line.booked
-            });
-            sums[asset.index()] += after.unwrap_or(0) - before;
+        for Touched { id, asset, booked } in &self.touched {
+            let after = self.line(*id).map(|line| line.booked);
+            batch.balances.extend(after.map(|after| (*id, after)));
+            sums[asset.index()] += after.unwrap_or(0) - booked.unwrap_or(0);
         }
         for (number, (position, sum)) in self.positions.iter().zip(&mut sums).enumerate() {
-            let before = durable.positions.get(number).copied().unwrap_or(0);
+            let before = self.positions_durable.get(number).copied().unwrap_or(0);
             // Not written when unchanged; a new asset is read back as zero.
             if *position != before {
                 let number = u16::try_from(number).expect("assets are numbered in 16 bits");
@@ -740,21 +768,16 @@ impl Ledger {
         batch
     }
 
-    /// Notes that a batch is on disk.
-    fn publish(&self, batch: &Batch, durable: &mut DurableBook) {
-        durable.booked.resize(self.lines.len(), None);
-        for mutation in &batch.mutations {
-            if let Mutation::DeleteAccount { id, .. } = mutation {
-                durable.booked[id.index()] = None;
+    /// Notes that the batch which was taken is on disk.
+    fn published(&mut self) {
+        for Touched { id, .. } in self.touched.drain(..) {
+            let place = &mut self.lines[id.index()];
+            match place {
+                Some(line) if !line.deleted => line.touched = UNTOUCHED,
+                _ => *place = None,
             }
         }
-        for (id, booked) in &batch.balances {
-            durable.booked[id.index()] = Some(*booked);
-        }
-        durable.positions.resize(self.positions.len(), 0);
-        for (asset, position) in &batch.positions {
-            durable.positions[asset.index()] = *position;
-        }
+        self.positions_durable.clone_from(&self.positions);
     }
 }
 
@@ -1045,7 +1068,7 @@ mod tests {
         };
         let before = recover(&mut disk.clone());
         let mut wrong_asset = account(4, 0);
-        wrong_asset.asset.scale = 3;
+        Arc::make_mut(&mut wrong_asset.asset).scale = 3;
         for (refused, why) in [
             (delete(0, false), "BalanceNotZero"),
             (put(0, 1), "BalanceNotZero"),
@@ -1064,7 +1087,7 @@ mod tests {
         assert_eq!(disk.commits(), 0);
         // Each after those before it: an asset and its account at once, an empty account in another asset.
         let mut in_euro = account(5, 0);
-        (in_euro.asset, in_euro.asset_id) = (euro(), AssetId::new(2));
+        (in_euro.asset, in_euro.asset_id) = (Arc::new(euro()), AssetId::new(2));
         let known = Mutation::PutAsset(AssetId::new(2), euro());
         let put_in_euro = Mutation::PutAccount(Arc::new(in_euro));
         handle
@@ -1201,7 +1224,6 @@ mod tests {
         fn every_batch_leaves_a_book_that_adds_up(steps in steps()) {
             let mut kept = book(&[0, 0], 0);
             let mut ledger = Ledger::new(&kept);
-            let mut durable = DurableBook { booked: vec![Some(0); 2], positions: vec![0; 2] };
             for step in steps.into_iter().chain([Step::Commit]) {
                 match step {
                     Step::Transfer { from, to, incoming_amount, outgoing_amount } => {
@@ -1222,16 +1244,23 @@ mod tests {
                         ));
                     }
                     Step::Commit => {
-                        let batch = ledger.take_batch(&durable);
+                        let batch = ledger.take_batch();
+                        let believed = |ledger: &Ledger| {
+                            let ids = (0..6).map(AccountId::new);
+                            (ids.map(|id| ledger.durable(id)).collect::<Vec<_>>(), ledger.positions_durable.clone())
+                        };
+                        let read_back = |kept: &Book| {
+                            let mut booked = vec![None; 6];
+                            for (account, balance) in &kept.accounts {
+                                booked[account.id.index()] = Some(*balance);
+                            }
+                            (booked, kept.positions.clone())
+                        };
+                        prop_assert_eq!(believed(&ledger), read_back(&kept), "before the commit");
                         kept.commit(&batch);
-                        ledger.publish(&batch, &mut durable);
+                        ledger.published();
                         prop_assert_eq!(recover(&mut MemoryStore::holding(kept.clone())), Ok(kept.clone()));
-                        let mut believed = vec![None; durable.booked.len()];
-                        for (account, booked) in &kept.accounts {
-                            believed[account.id.index()] = Some(*booked);
-                        }
-                        prop_assert_eq!(&durable.booked, &believed);
-                        prop_assert_eq!(&durable.positions, &kept.positions);
+                        prop_assert_eq!(believed(&ledger), read_back(&kept), "after it");
                     }
                 }
             }

@@ -209,6 +209,14 @@ pub fn next_frame<S: Read + Write>(socket: &mut WebSocket<S>) -> Option<Frame> {
     }
 }
 
+/// What came back for a Prepare that was started: a packet, and in time.
+pub fn packet_of(reply: &Receiver<BtpReply>) -> Reply {
+    match reply.recv_timeout(PATIENCE) {
+        Ok(BtpReply::Packet(reply)) => reply,
+        other => panic!("expected a Fulfill or a Reject, got {other:?}"),
+    }
+}
+
 fn is_timeout(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
 }
@@ -314,10 +322,7 @@ impl BtpPeer {
 
     /// Sends a Prepare and waits for the packet that comes back.
     pub fn prepare(&self, prepare: &Prepare) -> Reply {
-        match self.start_prepare(prepare).recv_timeout(PATIENCE) {
-            Ok(BtpReply::Packet(reply)) => reply,
-            other => panic!("expected a Fulfill or a Reject, got {other:?}"),
-        }
+        packet_of(&self.start_prepare(prepare))
     }
 
     /// Sends a frame that waits for an answer: a RESPONSE or an ERROR with its id.
