@@ -24,11 +24,12 @@ mod tests;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 
 use crossbeam::channel::Receiver;
 
 use crate::control::Control;
+use crate::shard::clock;
 use crate::shard::control::{ApiRequest, ApiResponse, Pending};
 use crate::wire::timestamp::Timestamp;
 
@@ -52,7 +53,7 @@ pub fn serve(api: &Api, requests: &Receiver<Pending>) {
         let response = catch_unwind(AssertUnwindSafe(|| api.handle(&request)));
         respond(response.unwrap_or_else(|_| {
             tracing::error!(target: "api", method = request.method, "a call failed in the program");
-            Problem::new(Kind::Internal, "the call failed in the program").into_response(wall_clock())
+            Problem::new(Kind::Internal, "the call failed in the program").into_response(clock::wall())
         }));
     }
 }
@@ -68,7 +69,7 @@ impl Api {
 
     /// Answers one request. May wait as long as the slowest call may: half a minute.
     pub fn handle(&self, request: &ApiRequest) -> ApiResponse {
-        let now = wall_clock();
+        let now = clock::wall();
         let now_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
         let response = self
             .answer(request, now, now_ms)
@@ -199,10 +200,4 @@ fn log_access(request: &ApiRequest, response: &ApiResponse) {
         referrer = header("referer"),
         agent = header("user-agent"),
     );
-}
-
-/// The cold half's clock: a call reads it once.
-fn wall_clock() -> Timestamp {
-    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    Timestamp::from_millis(u64::try_from(since_1970.as_millis()).unwrap_or(u64::MAX))
 }

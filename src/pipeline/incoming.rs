@@ -1,8 +1,6 @@
 //! The first half of a Prepare's way, on the shard that owns the account that sent it: check, find the next hop, hold.
 
-use std::sync::Arc;
-
-use crate::ledger::{Account, AccountId};
+use crate::ledger::AccountId;
 use crate::wire::packet::Prepare;
 use crate::wire::timestamp::Timestamp;
 
@@ -62,9 +60,9 @@ impl Pipeline {
             return Err(RejectReason::ConnectorBusy);
         }
         let amount = prepare.amount();
-        let account = self.admit(now, from, prepare)?;
+        self.admit(now, from, prepare)?;
         // From here on a refusal gives the amount back to the account's budget.
-        let result = self.route_and_hold(now, &account, prepare, reply_to);
+        let result = self.route_and_hold(now, from, prepare, reply_to);
         if result.is_err() {
             self.refund(from, amount);
         }
@@ -72,7 +70,7 @@ impl Pipeline {
     }
 
     /// What depends on the account and the packet alone.
-    fn admit(&mut self, now: Now, from: AccountId, prepare: &Prepare<'_>) -> Result<Arc<Account>, RejectReason> {
+    fn admit(&mut self, now: Now, from: AccountId, prepare: &Prepare<'_>) -> Result<(), RejectReason> {
         // The account went while its connection was being closed.
         let member = self.member_mut(from).ok_or(RejectReason::Stopping)?;
         if member.closing {
@@ -91,7 +89,7 @@ impl Pipeline {
             return Err(RejectReason::Expired);
         }
         let amount = prepare.amount();
-        let maximum = member.account.limits.packet_amount_max;
+        let maximum = member.limits().packet_amount_max;
         if amount > maximum {
             return Err(RejectReason::AmountTooLarge {
                 received: amount,
@@ -104,13 +102,13 @@ impl Pipeline {
         {
             return Err(RejectReason::AmountRateLimited);
         }
-        Ok(member.account.clone())
+        Ok(())
     }
 
     fn route_and_hold(
         &mut self,
         now: Now,
-        account: &Account,
+        from: AccountId,
         prepare: &Prepare<'_>,
         reply_to: ReplyTo,
     ) -> Result<Onward, RejectReason> {
@@ -128,26 +126,21 @@ impl Pipeline {
         } else {
             self.next_hop(prepare)?
         };
-        if next_hop == account.id && !self.settings.reflect {
+        if next_hop == from && !self.settings.reflect {
             return Err(RejectReason::Reflected);
         }
-        let amount = self.convert(account, next_hop, prepare.amount())?;
+        let amount = self.convert(from, next_hop, prepare.amount())?;
         let expires_at = outgoing_expiry(prepare.expires_at(), now.wall, self.settings.windows)
             .map_err(|_| RejectReason::InsufficientTimeout)?;
-        let member = self.member_mut(account.id).expect("admitted above");
+        let member = self.member_mut(from).expect("admitted above");
         let hold = member
-            .balance
-            .hold(prepare.amount(), &account.limits)
+            .hold(prepare.amount())
             .map_err(|_| RejectReason::IncomingLiquidity)?;
         // The last check was the first change: from here on the Prepare is accepted and nothing below can fail.
         member.in_flight += 1;
         self.accepted += 1;
         Ok(Onward {
-            origin: Origin {
-                from: account.id,
-                hold,
-                reply_to,
-            },
+            origin: Origin { from, hold, reply_to },
             to: next_hop,
             amount,
             expires_at,
@@ -159,8 +152,7 @@ impl Pipeline {
     fn next_hop(&self, prepare: &Prepare<'_>) -> Result<AccountId, RejectReason> {
         let destination = prepare.destination();
         // A test network's packets have no business on the live one, nor the reverse, whatever the default route says.
-        let own_scheme = self.node_address.split('.').next().unwrap_or_default();
-        if destination.scheme() != own_scheme {
+        if destination.scheme() != &*self.own_scheme {
             return Err(RejectReason::NoRoute);
         }
         match self.forwarding.lookup(destination) {
@@ -171,11 +163,14 @@ impl Pipeline {
     }
 
     /// The amount in units of the next hop, never worth more than what came in.
-    fn convert(&mut self, from: &Account, to: AccountId, amount: u64) -> Result<u64, RejectReason> {
-        let to = self.directory.get(to).ok_or(RejectReason::NoRoute)?;
-        if from.asset_id == to.asset_id || amount == 0 {
+    fn convert(&mut self, from: AccountId, to: AccountId, amount: u64) -> Result<u64, RejectReason> {
+        // Most packets stay in one asset. They touch neither account's settings: at a hundred thousand accounts those
+        // are not in any cache.
+        if self.asset_of(from) == self.asset_of(to) || amount == 0 {
             return Ok(amount);
         }
+        let (from, to) = (self.directory.get(from), self.directory.get(to));
+        let (from, to) = from.zip(to).ok_or(RejectReason::NoRoute)?;
         let rates = &self.rates;
         let spread = &self.settings.spread;
         let conversion = self.conversions.entry((from.asset_id, to.asset_id)).or_insert_with(|| {

@@ -24,8 +24,9 @@ pub mod stats;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::ledger::account::place_in;
-use crate::ledger::{Account, AccountId, AssetId, Balance, Directory};
+use crate::ledger::account::{StaticDefault, place_in};
+use crate::ledger::balance::InsufficientLiquidity;
+use crate::ledger::{Account, AccountId, AccountLimits, AssetId, Balance, Directory, Hold, Reservation};
 use crate::routing::forwarding::Forwarding;
 use crate::wire::timestamp::Timestamp;
 
@@ -69,6 +70,8 @@ struct Member {
     in_flight: u32,
     /// Being deleted: no new packets in either direction.
     closing: bool,
+    /// The account has limits. Without, its settings are not looked at for a packet.
+    limited: bool,
 }
 
 #[derive(Default)]
@@ -82,7 +85,11 @@ struct Budgets {
 pub struct Pipeline {
     settings: Settings,
     node_address: Arc<str>,
+    /// What stands before the first dot of it.
+    own_scheme: Box<str>,
     directory: Directory,
+    /// The asset of each account, by its id.
+    asset_ids: Vec<Option<AssetId>>,
     forwarding: Forwarding,
     rates: Arc<Rates>,
     /// Made at the first packet between two assets, gone when the rates change. `None`: no rate.
@@ -107,7 +114,9 @@ impl Pipeline {
         Self {
             settings,
             node_address: "local.host".into(),
+            own_scheme: "local".into(),
             directory: Directory::new(),
+            asset_ids: Vec::new(),
             forwarding: Forwarding::new(),
             rates: Arc::new(Rates::default()),
             conversions: HashMap::new(),
@@ -162,6 +171,7 @@ impl Pipeline {
                     budgets: None,
                     in_flight: 0,
                     closing: false,
+                    limited: false,
                 })
             });
             if member.account.asset_id != account.asset_id {
@@ -171,8 +181,10 @@ impl Pipeline {
                 );
             }
             member.set_budgets(&account, now);
+            member.limited = *account.limits != AccountLimits::default();
             member.account = account.clone();
         }
+        *place_in(&mut self.asset_ids, id.index()) = Some(account.asset_id);
         self.directory.insert(account);
     }
 
@@ -190,6 +202,9 @@ impl Pipeline {
         {
             assert!(member.in_flight == 0, "an account goes when nothing of it is in flight");
         }
+        if let Some(place) = self.asset_ids.get_mut(id.index()) {
+            *place = None;
+        }
         self.directory.remove(id);
     }
 
@@ -206,6 +221,7 @@ impl Pipeline {
         if self.forwarding.get(&self.node_address) == Some(LOCAL) {
             self.forwarding.remove(&self.node_address);
         }
+        self.own_scheme = address.split('.').next().unwrap_or_default().into();
         self.node_address = address;
         self.keep_own_route();
     }
@@ -228,6 +244,10 @@ impl Pipeline {
         self.member(id).map(|member| (member.balance, member.in_flight))
     }
 
+    fn asset_of(&self, id: AccountId) -> Option<AssetId> {
+        self.asset_ids.get(id.index()).copied().flatten()
+    }
+
     fn member_index(&self, id: AccountId) -> usize {
         (id.get() / self.shards) as usize
     }
@@ -248,6 +268,24 @@ impl Pipeline {
 }
 
 impl Member {
+    fn limits(&self) -> &AccountLimits {
+        if self.limited {
+            &self.account.limits
+        } else {
+            AccountLimits::DEFAULT
+        }
+    }
+
+    fn hold(&mut self, amount: u64) -> Result<Hold, InsufficientLiquidity> {
+        let limits = *self.limits();
+        self.balance.hold(amount, &limits)
+    }
+
+    fn reserve(&mut self, amount: u64) -> Result<Reservation, InsufficientLiquidity> {
+        let limits = *self.limits();
+        self.balance.reserve(amount, &limits)
+    }
+
     /// Takes over the limits of `account`. A budget whose limit has not changed keeps what is spent of it.
     fn set_budgets(&mut self, account: &Account, now: Now) {
         let limits = &account.limits;

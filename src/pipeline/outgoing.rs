@@ -80,10 +80,7 @@ impl Pipeline {
         if full || member.in_flight >= IN_FLIGHT_PER_ACCOUNT_MAX {
             return Err(RejectReason::ConnectorBusy);
         }
-        let reservation = member
-            .balance
-            .reserve(amount, &member.account.limits)
-            .map_err(|_| RejectReason::OutgoingLiquidity)?;
+        let reservation = member.reserve(amount).map_err(|_| RejectReason::OutgoingLiquidity)?;
         member.in_flight += 1;
         Ok((reservation, carrier))
     }

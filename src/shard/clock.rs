@@ -1,4 +1,5 @@
-//! The only reader of the clock. A shard reads it once per turn; everything below takes the time as an argument.
+//! The only reader of the clock, and what is made of its time. A shard reads it once per turn, the API once per call;
+//! everything below takes the time as an argument.
 
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 

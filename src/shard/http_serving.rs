@@ -1,20 +1,19 @@
 //! HTTP requests of peers and operators: packets are handled here, WebSocket upgrades begin here, everything else goes
 //! to the API threads. Answers leave in the order of the requests.
 
-use std::borrow::Cow;
 use std::sync::Arc;
 
 use crate::ledger::directory::{normalize_username, secrets_equal};
 use crate::ledger::{Account, AccountId, Directory};
 use crate::link::btp::BtpLink;
-use crate::link::http::{Incoming, Refused};
+use crate::link::http::Incoming;
 use crate::net::SocketId;
 use crate::pipeline::in_flight::ReplyTo;
 use crate::wire::http::authorization::{Credentials, parse_authorization};
-use crate::wire::http::write::{reason, write_ok_packet, write_response};
+use crate::wire::http::write::{write_ok_packet, write_response};
 use crate::wire::http::{Method, RequestHead};
 use crate::wire::packet::{PACKET_BYTES_MAX, Prepare};
-use crate::wire::timestamp::{HTTP_DATE_BYTES, Timestamp};
+use crate::wire::timestamp::HTTP_DATE_BYTES;
 use crate::wire::websocket;
 
 use super::Shard;
@@ -22,6 +21,7 @@ use super::btp_sessions::AUTHENTICATION_MS_MAX;
 use super::connections::{BtpPhase, BtpSession, Connection, HttpReply, HttpServing, Link};
 use super::control::{ApiRequest, ApiResponse, Pending};
 use super::paths::{Target, classify};
+use super::problem::Problem;
 
 /// A connection on which no request comes is closed after this long. Peers keep theirs busier than that.
 pub const IDLE_MS_MAX: u64 = 600_000;
@@ -58,78 +58,6 @@ enum Decision {
 enum Packet {
     Within(std::ops::Range<usize>),
     Apart(Box<[u8]>),
-}
-
-/// A refusal that needs no API thread.
-struct Problem {
-    status: u16,
-    title: &'static str,
-    code: &'static str,
-    detail: Cow<'static, str>,
-    header: Option<(&'static str, &'static str)>,
-    /// A secret was offered and was wrong.
-    failed_attempt: bool,
-}
-
-impl Problem {
-    fn new(status: u16, title: &'static str, code: &'static str, detail: impl Into<Cow<'static, str>>) -> Self {
-        Self {
-            status,
-            title,
-            code,
-            detail: detail.into(),
-            header: None,
-            failed_attempt: false,
-        }
-    }
-
-    /// A text in a path that could not be any account's name.
-    fn impossible_name() -> Self {
-        Self::new(404, "Not Found", "not_found", "no account can have this name")
-    }
-
-    fn unauthorized() -> Self {
-        let detail = "the credentials are missing or wrong";
-        let header = Some(("www-authenticate", "Bearer"));
-        Self {
-            header,
-            ..Self::new(401, "Unauthorized", "unauthorized", detail)
-        }
-    }
-
-    fn body(&self, now: Timestamp) -> Vec<u8> {
-        let kind = match self.code {
-            "invalid_packet" => "https://errors.interledger.org/http-api/ilp-over-http/invalid-packet",
-            _ => "about:blank",
-        };
-        let body = serde_json::json!({
-            "type": kind,
-            "title": self.title,
-            "status": self.status,
-            "code": self.code,
-            "detail": self.detail,
-            "datetime": now.to_rfc3339(),
-        });
-        body.to_string().into_bytes()
-    }
-}
-
-impl From<Refused> for Problem {
-    fn from(refused: Refused) -> Self {
-        let status = refused.status();
-        let code = match status {
-            413 => "payload_too_large",
-            417 => "expectation_failed",
-            431 => "request_header_fields_too_large",
-            505 => "http_version_not_supported",
-            _ => "bad_request",
-        };
-        let detail = match refused {
-            Refused::Head(malformed) => malformed.detail().to_owned(),
-            other => other.to_string(),
-        };
-        Self::new(status, reason(status), code, detail)
-    }
 }
 
 impl Shard {
@@ -218,10 +146,7 @@ impl Shard {
             }
             let decision = match decision {
                 // Behind it there is no HTTP any more, and these answers are still to come.
-                Decision::Upgrade { .. } if !serving.replies.is_empty() => Decision::Problem(Problem::new(
-                    400,
-                    "Bad Request",
-                    "bad_request",
+                Decision::Upgrade { .. } if !serving.replies.is_empty() => Decision::Problem(Problem::bad_request(
                     "a WebSocket begins when all earlier requests are answered",
                 )),
                 other => other,
@@ -258,19 +183,13 @@ impl Shard {
                 };
                 // Whatever is no Prepare is refused by HTTP's own means (protocols.md 2.6).
                 if let Err(invalid) = Prepare::parse(packet) {
-                    let problem = Problem::new(
-                        400,
-                        "Invalid Packet",
-                        "invalid_packet",
-                        format!("not a Prepare: {invalid}"),
-                    );
-                    self.answer_problem(reply_to, &problem);
+                    self.answer_problem(reply_to, &Problem::invalid_packet(invalid));
                 } else {
                     self.prepare_arrived(account.id, reply_to, packet);
                 }
             }
             Decision::Problem(problem) => {
-                if problem.failed_attempt
+                if problem.is_failed_attempt()
                     && let Some(peer) = self.ring.peer_address(socket)
                 {
                     self.failures.note(peer.ip(), self.now.monotonic_ms);
@@ -344,12 +263,7 @@ impl Shard {
                 connection: socket.to_u64(),
                 request,
             };
-            let problem = Problem::new(
-                408,
-                "Request Timeout",
-                "request_timeout",
-                "the request took too long to arrive",
-            );
+            let problem = Problem::new(408, "request_timeout", "the request took too long to arrive");
             self.answer_problem(reply_to, &problem);
         } else {
             self.ring.close(socket);
@@ -369,14 +283,8 @@ impl Shard {
             }));
         });
         if self.api.try_send(Pending { request, respond }).is_err() {
-            let header = Some(("retry-after", "1"));
-            let problem = Problem::new(
-                503,
-                "Service Unavailable",
-                "not_ready",
-                "too many API calls are waiting",
-            );
-            self.answer_problem(reply_to, &Problem { header, ..problem });
+            let problem = Problem::new(503, "not_ready", "too many API calls are waiting");
+            self.answer_problem(reply_to, &problem.with_header("retry-after", "1"));
         }
     }
 
@@ -397,9 +305,9 @@ impl Shard {
     fn answer_problem(&mut self, reply_to: ReplyTo, problem: &Problem) {
         let body = problem.body(self.now.wall);
         let content_type = ("content-type", "application/problem+json");
-        let headers: Vec<_> = std::iter::once(content_type).chain(problem.header).collect();
+        let headers: Vec<_> = std::iter::once(content_type).chain(problem.header()).collect();
         self.answer_http(reply_to, |out, date, keep_alive, head_only| {
-            write_response(out, date, problem.status, &headers, &body, keep_alive, head_only);
+            write_response(out, date, problem.status(), &headers, &body, keep_alive, head_only);
             keep_alive
         });
     }
@@ -516,32 +424,20 @@ fn decide(
     packet: impl FnOnce() -> Packet,
 ) -> Decision {
     match classify(head.path()) {
-        Target::Packet { .. } if head.method == Method::Options => Decision::Problem(Problem {
-            header: Some(("allow", "POST, OPTIONS")),
-            ..Problem::new(204, "No Content", "", "")
-        }),
-        Target::Packet { .. } if head.method != Method::Post => Decision::Problem(Problem {
-            header: Some(("allow", "POST, OPTIONS")),
-            ..Problem::new(
-                405,
-                "Method Not Allowed",
-                "method_not_allowed",
-                "packets are sent by POST",
-            )
-        }),
+        Target::Packet { .. } if head.method == Method::Options => {
+            Decision::Problem(Problem::new(204, "", "").with_header("allow", "POST, OPTIONS"))
+        }
+        Target::Packet { .. } if head.method != Method::Post => {
+            Decision::Problem(Problem::method_not_allowed("POST, OPTIONS", "packets are sent by POST"))
+        }
         Target::Packet { username: Some(name) } if normalize_username(&name).is_err() => {
             Decision::Problem(Problem::impossible_name())
         }
         // Before the secret is looked at: who guesses too fast does not learn of a hit either.
-        Target::Packet { .. } if blocked => Decision::Problem(Problem {
-            header: Some(("retry-after", "1")),
-            ..Problem::new(
-                429,
-                "Too Many Requests",
-                "too_many_requests",
-                "too many failed attempts from this address",
-            )
-        }),
+        Target::Packet { .. } if blocked => Decision::Problem(
+            Problem::new(429, "too_many_requests", "too many failed attempts from this address")
+                .with_header("retry-after", "1"),
+        ),
         Target::Packet { username } => match authenticate(head, username.as_deref(), directory) {
             Ok(account) => Decision::Packet {
                 account,
@@ -549,15 +445,9 @@ fn decide(
             },
             Err(problem) => Decision::Problem(problem),
         },
-        Target::Btp { .. } if head.method != Method::Get => Decision::Problem(Problem {
-            header: Some(("allow", "GET")),
-            ..Problem::new(
-                405,
-                "Method Not Allowed",
-                "method_not_allowed",
-                "a WebSocket begins with GET",
-            )
-        }),
+        Target::Btp { .. } if head.method != Method::Get => {
+            Decision::Problem(Problem::method_not_allowed("GET", "a WebSocket begins with GET"))
+        }
         Target::Btp { username: Some(name) } if normalize_username(&name).is_err() => {
             Decision::Problem(Problem::impossible_name())
         }
@@ -571,15 +461,10 @@ fn decide(
                 key: upgrade.key.to_owned(),
                 btp: upgrade.offers("btp"),
             },
-            _ => Decision::Problem(Problem {
-                header: Some(("sec-websocket-version", "13")),
-                ..Problem::new(
-                    426,
-                    "Upgrade Required",
-                    "upgrade_required",
-                    "this is a WebSocket (RFC 6455), version 13",
-                )
-            }),
+            _ => Decision::Problem(
+                Problem::new(426, "upgrade_required", "this is a WebSocket (RFC 6455), version 13")
+                    .with_header("sec-websocket-version", "13"),
+            ),
         },
         Target::Api => Decision::Api(Box::new(ApiRequest {
             method: head.method_text.to_owned(),
@@ -604,8 +489,7 @@ fn authenticate(
     let mut values = head.headers("authorization");
     let value = values.next().ok_or_else(Problem::unauthorized)?;
     if values.next().is_some() {
-        let detail = "there is more than one Authorization header";
-        return Err(Problem::new(400, "Bad Request", "bad_request", detail));
+        return Err(Problem::bad_request("there is more than one Authorization header"));
     }
     let credentials: Credentials<'_> = parse_authorization(value).ok_or_else(Problem::unauthorized)?;
     // A bare password names nobody, and tokens need not be unique: without a name in the path it is refused.
@@ -621,10 +505,7 @@ fn authenticate(
     );
     match (account, secret) {
         (Some(account), Some(_)) if matches => Ok(account.clone()),
-        _ => Err(Problem {
-            failed_attempt: true,
-            ..Problem::unauthorized()
-        }),
+        _ => Err(Problem::failed_attempt()),
     }
 }
 

@@ -25,6 +25,7 @@ pub mod mesh;
 pub mod packets;
 pub mod paths;
 pub mod peers;
+pub mod problem;
 
 use std::collections::BinaryHeap;
 use std::os::fd::OwnedFd;

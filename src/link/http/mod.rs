@@ -89,6 +89,31 @@ impl Progress {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    /// Connections for the properties of either end: pieces in any order, each as often as its weight says.
+    pub(super) fn connections(pieces: Vec<(u32, String)>) -> impl Strategy<Value = Vec<u8>> {
+        let weighted = pieces.into_iter().map(|(weight, piece)| (weight, Just(piece)));
+        let piece = prop::strategy::Union::new_weighted(weighted.collect());
+        prop::collection::vec(piece, 0..8).prop_map(|pieces| pieces.concat().into_bytes())
+    }
+
+    /// Lengths of what is read at once.
+    pub(super) fn cuts() -> impl Strategy<Value = Vec<usize>> {
+        prop::collection::vec(1..60_usize, 1..8)
+    }
+
+    /// Hands `bytes` on in pieces of these lengths, over and over.
+    pub(super) fn read_in_pieces(mut bytes: &[u8], cuts: &[usize], mut read: impl FnMut(&[u8])) {
+        for &cut in cuts.iter().cycle() {
+            let (piece, rest) = bytes.split_at(cut.min(bytes.len()));
+            if piece.is_empty() {
+                break;
+            }
+            read(piece);
+            bytes = rest;
+        }
+    }
 
     #[test]
     fn a_trickled_head_is_looked_at_once_per_line() {
