@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crate::ledger::audit::Audit;
 use crate::ledger::{Account, AccountId, Asset, AssetId};
 
+mod fold;
 pub mod recovery;
 pub mod rocks;
 mod schema;
