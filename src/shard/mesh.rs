@@ -1,11 +1,13 @@
 //! Messages between shards, and from the cold threads to a shard.
 //!
 //! Every shard has one mailbox that anybody may put into. It needs no bound of its own, because everything in it is
-//! bounded where it starts: a shard sends another at most [`PREPARES_MAX`] Prepares that are not answered yet (one more
-//! is rejected with T03), every Prepare brings back exactly one response, a connection moves at most once, and the cold
-//! threads wait for an answer before they ask again. So a response always has room, and no shard ever waits for another.
+//! bounded where it starts. A shard sends another at most [`PREPARES_MAX`] Prepares that are not answered yet, and no more
+//! bytes of them than a mailbox may hold; one more is rejected with T03. Every Prepare brings back exactly one response,
+//! a connection moves at most once, and the cold threads wait for an answer before they ask again. So a response always
+//! has room, and no shard ever waits for another.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crossbeam::channel::Sender;
 use crossbeam::queue::SegQueue;
@@ -22,6 +24,10 @@ use super::handover::Handover;
 
 /// Prepares that one shard may have sent to another and not got back.
 pub const PREPARES_MAX: u32 = 65_536;
+
+/// Bytes of Prepares that may lie in a mailbox. A shard that is kept off its core for a while gets no more than this; its
+/// peers are told to come back (T03).
+const MAILBOX_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// What one shard, or a cold thread, tells a shard.
 pub enum Message {
@@ -55,6 +61,15 @@ pub enum Message {
     Cold(Cold),
 }
 
+impl Message {
+    fn prepare_bytes(&self) -> usize {
+        match self {
+            Self::Incoming { packet, .. } | Self::Forward { packet, .. } => packet.len(),
+            _ => 0,
+        }
+    }
+}
+
 /// What the cold threads tell a shard.
 pub enum Cold {
     /// Apply these in order, then say so.
@@ -79,6 +94,8 @@ pub enum Cold {
 pub struct Mailbox {
     queue: SegQueue<Message>,
     waker: Waker,
+    /// Of the Prepares in `queue`. Counted by several threads, so it may be passed by a packet each.
+    prepare_bytes: AtomicUsize,
 }
 
 impl Mailbox {
@@ -86,6 +103,7 @@ impl Mailbox {
         Self {
             queue: SegQueue::new(),
             waker,
+            prepare_bytes: AtomicUsize::new(0),
         }
     }
 
@@ -104,7 +122,9 @@ impl Mailbox {
     }
 
     pub(super) fn receive(&self) -> Option<Message> {
-        self.queue.pop()
+        let message = self.queue.pop()?;
+        self.prepare_bytes.fetch_sub(message.prepare_bytes(), Ordering::Relaxed);
+        Some(message)
     }
 }
 
@@ -141,14 +161,19 @@ impl Mesh {
     pub fn send(&mut self, to: u16, message: Message) {
         let to = usize::from(to);
         debug_assert_ne!(to, self.me, "a shard does not write letters to itself");
-        self.mailboxes[to].queue.push(message);
+        let mailbox = &self.mailboxes[to];
+        mailbox
+            .prepare_bytes
+            .fetch_add(message.prepare_bytes(), Ordering::Relaxed);
+        mailbox.queue.push(message);
         self.to_wake[to] = true;
     }
 
-    /// Room for one more Prepare to `to`, and with it for its response.
-    pub fn take_room(&mut self, to: u16) -> bool {
+    /// Room for one more Prepare of so many bytes to `to`, and with it for its response.
+    pub fn take_room(&mut self, to: u16, packet_bytes: usize) -> bool {
+        let waiting_bytes = self.mailboxes[usize::from(to)].prepare_bytes.load(Ordering::Relaxed);
         let unanswered = &mut self.unanswered[usize::from(to)];
-        let room = *unanswered < PREPARES_MAX;
+        let room = *unanswered < PREPARES_MAX && waiting_bytes + packet_bytes <= MAILBOX_BYTES_MAX;
         *unanswered += u32::from(room);
         room
     }

@@ -38,7 +38,7 @@ impl Shard {
             return;
         }
         let owner = self.pipeline.owner_of(from);
-        if self.mesh.take_room(owner) {
+        if self.mesh.take_room(owner, packet.len()) {
             self.mesh.send(
                 owner,
                 Message::Incoming {
@@ -69,7 +69,7 @@ impl Shard {
                     return;
                 }
                 let owner = self.pipeline.owner_of(onward.to);
-                if self.mesh.take_room(owner) {
+                if self.mesh.take_room(owner, packet.len()) {
                     self.mesh.send(
                         owner,
                         Message::Forward {
