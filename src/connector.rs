@@ -79,8 +79,14 @@ pub struct Connector {
 }
 
 impl Connector {
-    /// Starts a node; `progress` is told what is being done.
-    pub fn start(config: &Config, keys: &Keys, progress: &mut dyn FnMut(&str)) -> Result<Self, ConnectorError> {
+    /// Starts a node; `progress` is told what is being done. `give_back_memory` returns what the calling thread has freed
+    /// to the system: reading a large book back takes more than keeping it.
+    pub fn start(
+        config: &Config,
+        keys: &Keys,
+        progress: &mut dyn FnMut(&str),
+        give_back_memory: fn(),
+    ) -> Result<Self, ConnectorError> {
         check_kernel()?;
         let bind =
             |option, address| listener::bind(address).map_err(|error| ConnectorError::Bind { option, address, error });
@@ -139,6 +145,7 @@ impl Connector {
             booked,
             connections_max: listener::connections_max(),
             connections_open: Arc::default(),
+            give_back_memory,
         };
         progress(&format!("starting {} shards", config.shards));
         let mut shard_threads = Vec::new();
@@ -198,6 +205,7 @@ struct SharedSetup {
     booked: Arc<[i128]>,
     connections_max: usize,
     connections_open: Arc<AtomicUsize>,
+    give_back_memory: fn(),
 }
 
 impl SharedSetup {
@@ -216,6 +224,7 @@ impl SharedSetup {
             connections_max: self.connections_max,
             connections_open: self.connections_open.clone(),
             clock: Clock::start(),
+            give_back_memory: self.give_back_memory,
         }
     }
 }

@@ -85,6 +85,8 @@ pub struct Setup {
     pub connections_max: usize,
     pub connections_open: Arc<AtomicUsize>,
     pub clock: Clock,
+    /// Gives memory that the thread has freed back to the system: the tables have grown step by step.
+    pub give_back_memory: fn(),
 }
 
 /// See the module's text.
@@ -175,6 +177,7 @@ impl Shard {
             };
             shard.apply(change, booked);
         }
+        (setup.give_back_memory)();
         Ok(shard)
     }
 
