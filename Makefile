@@ -36,7 +36,7 @@ endef
 needs-build:
 	@command -v cargo >/dev/null || { echo "Rust is missing: see https://rustup.rs" >&2; exit 1; }
 	$(call install,command -v g++ make,g++ make)
-	$(call install,ls /usr/lib/llvm-*/lib/libclang*.so* /usr/lib/*/libclang*.so*,libclang-dev)
+	$(call install,ls /usr/lib/llvm-*/lib/libclang.so* && ls /usr/lib/llvm-*/lib/clang/*/include/stddef.h,libclang-dev)
 
 needs-test: needs-build
 	$(call install,command -v node && command -v npm,nodejs npm)
