@@ -62,8 +62,8 @@ lint: needs-build
 	cargo clippy $(PROFILE) --workspace --all-targets -- -D warnings
 
 bench: needs-bench
-	cargo build $(PROFILE) --workspace --bins
-	CARGO_INCREMENTAL=0 cargo bench --locked --profile release --bench '*'
+	CARGO_INCREMENTAL=0 cargo build $(PROFILE) --workspace --bins
+	CARGO_INCREMENTAL=0 cargo bench --quiet --locked --profile release --bench '*' | grep -a '^ratio'
 	perf/run $(if $(QUICK),--quick)
 
 crash: needs-build
