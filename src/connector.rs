@@ -25,7 +25,7 @@ use crate::pipeline::Settings;
 use crate::pipeline::forward::Windows;
 use crate::pipeline::rates::Decimal;
 use crate::shard::clock::Clock;
-use crate::shard::control::{Pending, Shards};
+use crate::shard::control::Pending;
 use crate::shard::dialing::Lookup;
 use crate::shard::handle::ShardsHandle;
 use crate::shard::mesh::{Cold, Mailbox};
@@ -169,10 +169,6 @@ impl Connector {
             writer,
             _settlement_listener: settlement_listener,
         })
-    }
-
-    pub fn control(&self) -> &Arc<Control> {
-        &self.control
     }
 
     /// Stops in order: packets in flight end or expire, for half a minute at most; `hurry` ends the wait. Everything
@@ -332,11 +328,4 @@ fn start_lookups(lookups: &Receiver<Lookup>) -> Result<(), ConnectorError> {
             .map_err(ConnectorError::Thread)?;
     }
     Ok(())
-}
-
-/// So that a caller who has a node in hand can ask its shards.
-impl Connector {
-    pub fn shards(&self) -> &dyn Shards {
-        &self.shards
-    }
 }

@@ -6,10 +6,8 @@
 
 use crate::wire::http::percent::percent_decode;
 
-/// 64 KiB: accounts and settings.
-pub const BODY_BYTES_MAX: usize = 64 * 1024;
-/// 4 MiB: maps of rates and routes.
-pub const MAP_BODY_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// What the shards let through: 64 KiB for accounts and settings, 4 MiB for maps of rates and routes.
+pub use crate::shard::http_serving::{BODY_BYTES_MAX, TABLE_BODY_BYTES_MAX as MAP_BODY_BYTES_MAX};
 
 /// What a path names. Names and prefixes are decoded and not checked any further.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -112,11 +110,6 @@ impl Resource {
     }
 }
 
-/// How large the body of a request to this target may be, in bytes.
-pub fn body_max(target: &str) -> usize {
-    Resource::parse(target).map_or(BODY_BYTES_MAX, |(resource, _)| resource.body_bytes_max())
-}
-
 /// Percent-decodes one segment, once. `None` for what is empty, no UTF-8, a broken escape, or a slash in disguise.
 fn decode_segment(segment: &str) -> Option<String> {
     let decoded = percent_decode(segment)?.into_owned();
@@ -126,6 +119,10 @@ fn decode_segment(segment: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn body_max(target: &str) -> usize {
+        Resource::parse(target).map_or(BODY_BYTES_MAX, |(resource, _)| resource.body_bytes_max())
+    }
 
     #[test]
     fn table() {

@@ -17,11 +17,16 @@ impl Clock {
         Self { start: Instant::now() }
     }
 
-    pub fn now(&self) -> Now {
+    /// The time of a turn that began at `monotonic_us` of [`Self::now_us`].
+    pub fn at(monotonic_us: u64) -> Now {
         Now {
             wall: wall(),
-            monotonic_ms: self.now_us() / 1_000,
+            monotonic_ms: monotonic_us / 1_000,
         }
+    }
+
+    pub fn now(&self) -> Now {
+        Self::at(self.now_us())
     }
 
     /// The monotonic clock in microseconds. Begins at one second: zero is free to mean "never".

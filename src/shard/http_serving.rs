@@ -35,8 +35,8 @@ const LINGER_MS_MAX: u64 = 2_000;
 const PIPELINED_MAX: usize = 256;
 
 /// Bodies of API calls, and those that carry whole tables, which only the admin may send.
-const BODY_BYTES_MAX: usize = PACKET_BYTES_MAX;
-const TABLE_BODY_BYTES_MAX: usize = 4 * 1024 * 1024;
+pub const BODY_BYTES_MAX: usize = PACKET_BYTES_MAX;
+pub const TABLE_BODY_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// What is to be done with a request, concluded from its head and body while they are borrowed.
 enum Decision {

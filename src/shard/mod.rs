@@ -204,8 +204,8 @@ impl Shard {
 
     /// One turn: everything that has happened is handled. What there is to send goes out with the next.
     fn turn(&mut self, completions: &mut Vec<Completion>) {
-        self.now = self.clock.now();
         self.turn_us = self.clock.now_us();
+        self.now = Clock::at(self.turn_us);
         // First: after a long sleep, what came too late must find nothing to answer, and what is new must find the
         // timing wheel at the present.
         self.expire();
