@@ -11,6 +11,7 @@
 //! routing/         every route and the choice among them; * the table that packets are looked up in
 //! pipeline/      * a packet's rules in two halves, what is in flight, limits, rates, reasons to reject
 //! link/          * ILP-over-HTTP and BTP as state machines over bytes
+//! stream/          STREAM: the addresses and secrets that payers are given
 //! ------ up to here: no sockets, no disk, no clock, no async. From here on: io_uring, glommio, RocksDB, the world ------
 //! store/         * Store (a trait) and its default on RocksDB; the writer thread: group commit, double entry
 //! net/           * the shard's io_uring, its buffers; listening and dialling; how a sleeping shard is woken
@@ -18,6 +19,7 @@
 //! control/         the cold half of the node: a change is validated, made durable, then published to all shards
 //! api/             the operator's HTTP API: paths, authorization, JSON, errors; on threads of its own
 //! config, keys     where settings and secrets come from
+//! cli/             commands that ask a node, and those beside a node: check, backup
 //! connector        opens the store, starts everything, stops it in reverse
 //! ```
 //!
@@ -46,6 +48,8 @@ pub mod pipeline;
 
 pub mod link;
 
+pub mod stream;
+
 pub mod store;
 
 pub mod net;
@@ -59,5 +63,7 @@ pub mod api;
 pub mod config;
 
 pub mod keys;
+
+pub mod cli;
 
 pub mod connector;

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 
+use clearway::cli;
 use clearway::config::{self, Command, Config};
 use clearway::connector::Connector;
 use clearway::keys::{self, Keys, Origin};
@@ -17,8 +18,12 @@ use tracing_subscriber::EnvFilter;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().collect();
+    if let Some(code) = cli::run(&arguments) {
+        return code;
+    }
     let sources = config::sources::Sources {
-        arguments: std::env::args().collect(),
+        arguments,
         environment: std::env::vars_os()
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
             .collect(),

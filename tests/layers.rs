@@ -5,12 +5,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// From the ground up: a floor, and what it may import.
-const FLOORS: [(&str, &[&str]); 12] = [
+const FLOORS: [(&str, &[&str]); 14] = [
     ("wire", &[]),
     ("ledger", &["wire"]),
     ("routing", &["wire", "ledger"]),
     ("pipeline", &["wire", "ledger", "routing"]),
     ("link", &["wire"]),
+    ("stream", &["wire"]),
     ("store", &["wire", "ledger", "routing"]),
     ("net", &[]),
     (
@@ -21,10 +22,11 @@ const FLOORS: [(&str, &[&str]); 12] = [
     ("api", &["wire", "ledger", "routing", "pipeline", "shard", "control"]),
     ("config", &["wire", "store"]),
     ("keys", &["config"]),
+    ("cli", &["store", "config", "keys"]),
 ];
 
 /// Floors without sockets, disks, clocks or waiting.
-const PURE: [&str; 5] = ["wire", "ledger", "routing", "pipeline", "link"];
+const PURE: [&str; 6] = ["wire", "ledger", "routing", "pipeline", "link", "stream"];
 const IMPURE: [&str; 9] = [
     "std::net",
     "std::fs",

@@ -43,6 +43,12 @@ pub fn encode(bytes: &[u8]) -> String {
     text
 }
 
+/// Encodes in the URL-safe alphabet, without padding.
+pub fn encode_url(bytes: &[u8]) -> String {
+    let standard = encode(bytes);
+    standard.trim_end_matches('=').replace('+', "-").replace('/', "_")
+}
+
 /// Decodes either alphabet; the padding may be left out, but not be wrong.
 ///
 /// `None` if a byte is no digit, if the padding or the length fits no number of bytes, or if bits
@@ -103,6 +109,8 @@ mod tests {
             assert_eq!(decode(unpadded).as_deref(), Some(bytes.as_bytes()));
         }
         assert_eq!(encode(&[0xfb, 0xff, 0xbf]), "+/+/");
+        assert_eq!(encode_url(&[0xfb, 0xff, 0xbf]), "-_-_");
+        assert_eq!(encode_url(&[0xfb]), "-w");
         assert_eq!(decode("+/+/"), decode("-_-_"));
         assert_eq!(decode("-_-_"), Some(vec![0xfb, 0xff, 0xbf]));
     }
