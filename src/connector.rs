@@ -31,6 +31,7 @@ use crate::shard::handle::ShardsHandle;
 use crate::shard::mesh::{Cold, Mailbox};
 use crate::shard::{Setup, Shard};
 use crate::store::{self, OpenError, RocksStore, Writer, WriterHandle};
+use crate::stream::secret::TokenMaker;
 
 /// API calls that may wait for a thread; more are told to come back (503).
 const API_CALLS_WAITING_MAX: usize = 1_024;
@@ -86,6 +87,7 @@ impl Connector {
         keys: &Keys,
         progress: &mut dyn FnMut(&str),
         give_back_memory: fn(),
+        change_log_filter: Arc<api::LogFilterChange>,
     ) -> Result<Self, ConnectorError> {
         check_kernel()?;
         let bind =
@@ -157,7 +159,7 @@ impl Connector {
         drop(shared);
         drop(http_listener);
 
-        start_api(&control, &keys.admin_auth_token, &api_receiver)?;
+        start_api(&control, keys, change_log_filter, &api_receiver)?;
         start_lookups(&lookup_receiver)?;
         control.set_readiness(Readiness::Ready);
         Ok(Self {
@@ -299,8 +301,21 @@ fn available_cores() -> usize {
     thread::available_parallelism().map_or(1, usize::from)
 }
 
-fn start_api(control: &Arc<Control>, admin_token: &str, requests: &Receiver<Pending>) -> Result<(), ConnectorError> {
-    let api = Arc::new(Api::new(Arc::clone(control), admin_token));
+fn start_api(
+    control: &Arc<Control>,
+    keys: &Keys,
+    change_log_filter: Arc<api::LogFilterChange>,
+    requests: &Receiver<Pending>,
+) -> Result<(), ConnectorError> {
+    let settings = api::Settings {
+        admin_auth_token: (*keys.admin_auth_token).into(),
+        open_reads: true,
+        balance_format: api::BalanceFormat::default(),
+        default_spsp_account: None,
+        tokens: TokenMaker::new(&keys.secret_seed),
+        change_log_filter,
+    };
+    let api = Arc::new(Api::new(Arc::clone(control), settings));
     for number in 0..API_THREADS {
         let (api, requests) = (Arc::clone(&api), requests.clone());
         thread::Builder::new()

@@ -80,7 +80,13 @@ fn run(config: &Config) -> Result<(), Box<dyn std::error::Error>> {
         give_back_memory();
         say(&format!("clearway {}: {step}", env!("CARGO_PKG_VERSION")));
     };
-    let connector = Connector::start(config, &keys, &mut progress, give_back_memory)?;
+    let connector = Connector::start(
+        config,
+        &keys,
+        &mut progress,
+        give_back_memory,
+        Arc::new(|_: &str| Err("not wired".to_owned())),
+    )?;
     give_back_memory();
     say(&start_message(config, &keys, &connector));
     signals.wait();

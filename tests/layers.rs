@@ -19,7 +19,10 @@ const FLOORS: [(&str, &[&str]); 14] = [
         &["wire", "ledger", "routing", "pipeline", "link", "store", "net"],
     ),
     ("control", &["wire", "ledger", "routing", "pipeline", "store", "shard"]),
-    ("api", &["wire", "ledger", "routing", "pipeline", "shard", "control"]),
+    (
+        "api",
+        &["wire", "ledger", "routing", "pipeline", "stream", "shard", "control"],
+    ),
     ("config", &["wire", "store"]),
     ("keys", &["config"]),
     ("cli", &["store", "config", "keys"]),

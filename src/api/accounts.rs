@@ -7,6 +7,7 @@ use serde::ser::{SerializeSeq, Serializer};
 use url::form_urlencoded;
 
 use crate::control::accounts::Outcome;
+use crate::control::edit::Edit;
 use crate::control::list::Filter;
 use crate::control::{Control, Warning};
 use crate::ledger::account::{Account, RoutingRelation};
@@ -15,6 +16,7 @@ use crate::shard::control::{AccountState, ApiRequest, ApiResponse};
 use crate::wire::address::check_prefix;
 use crate::wire::timestamp::Timestamp;
 
+use super::auth::Caller;
 use super::fields::{Purpose, SECRET, read_account};
 use super::problem::{Fault, Kind, Problem, json_answer};
 use super::read_json;
@@ -49,18 +51,41 @@ pub fn update(control: &Control, request: &ApiRequest, username: &str) -> Result
     Ok(changed(control, outcome, fields.warnings))
 }
 
+/// `PUT /accounts/:username/settings`
+pub fn change_settings(
+    control: &Control,
+    request: &ApiRequest,
+    account: &Account,
+    caller: Caller,
+) -> Result<ApiResponse, Problem> {
+    let fields = read_account(read_json(request)?, Purpose::Settings)?;
+    if caller == Caller::Holder && fields.edit.http_incoming_token == Edit::Clear {
+        let name = "ilp_over_http_incoming_token";
+        let rule = "without it you could not log in any more; the admin may clear it";
+        return Err(Problem::field(Kind::JsonData, name, Fault::Invalid, rule));
+    }
+    let outcome = control.update_known_account(account, fields.edit)?;
+    Ok(changed(control, outcome, fields.warnings))
+}
+
 fn changed(control: &Control, outcome: Outcome, mut warnings: Vec<Warning>) -> ApiResponse {
     warnings.extend(outcome.warnings);
     let state = control.account_state(&outcome.account);
+    let engine = control.engine_of(&outcome.account);
     json_answer(&AccountAnswer {
         warnings: &warnings,
-        ..AccountAnswer::new(&outcome.account, state.btp_connected)
+        ..AccountAnswer::new(&outcome.account, state.btp_connected, engine.as_deref())
     })
 }
 
 /// `GET /accounts/:username`
 pub fn read(control: &Control, account: &Account) -> ApiResponse {
-    json_answer(&AccountAnswer::new(account, is_btp_connected(control, account)))
+    let engine = control.engine_of(account);
+    json_answer(&AccountAnswer::new(
+        account,
+        is_btp_connected(control, account),
+        engine.as_deref(),
+    ))
 }
 
 /// `DELETE /accounts/:username`
@@ -76,7 +101,7 @@ pub fn delete(control: &Control, username: &str, query: &str) -> Result<ApiRespo
         removed_routes: Some(removed_routes),
         written_off: force.then_some(deleted.written_off),
         links: LinksAnswer { http: None, btp: None },
-        ..AccountAnswer::new(&deleted.account, false)
+        ..AccountAnswer::new(&deleted.account, false, control.engine_of(&deleted.account).as_deref())
     }))
 }
 
@@ -90,7 +115,8 @@ pub fn list(control: &Control, query: &str) -> Result<ApiResponse, Problem> {
         fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
             let mut list = serializer.serialize_seq(Some(self.1.len()))?;
             for account in self.1 {
-                list.serialize_element(&AccountAnswer::new(account, is_btp_connected(self.0, account)))?;
+                let (connected, engine) = (is_btp_connected(self.0, account), self.0.engine_of(account));
+                list.serialize_element(&AccountAnswer::new(account, connected, engine.as_deref()))?;
             }
             list.end()
         }
@@ -132,11 +158,22 @@ fn read_filter(query: &str) -> Result<Filter, Problem> {
 }
 
 /// `GET /accounts/:username/balance`
-pub fn balance(control: &Control, account: &Account, query: &str) -> Result<ApiResponse, Problem> {
+pub fn balance(
+    control: &Control,
+    account: &Account,
+    default_format: BalanceFormat,
+    query: &str,
+) -> Result<ApiResponse, Problem> {
+    let format = match parameter(query, "format") {
+        None => default_format,
+        Some(name) => {
+            BalanceFormat::parse(&name).ok_or_else(|| bad_parameter("format", "expected integer or scaled"))?
+        }
+    };
     let state = control.account_state(account);
-    match parameter(query, "format").as_deref() {
-        None | Some("integer") => Ok(json_answer(&BalanceAnswer::new(account, state))),
-        Some("scaled") => {
+    match format {
+        BalanceFormat::Integer => Ok(json_answer(&BalanceAnswer::new(account, state))),
+        BalanceFormat::Scaled => {
             /// Exactly these members in this order: scripts compare the text.
             #[derive(Serialize)]
             struct Scaled<'a> {
@@ -151,7 +188,26 @@ pub fn balance(control: &Control, account: &Account, query: &str) -> Result<ApiR
                 balance,
             }))
         }
-        Some(_) => Err(bad_parameter("format", "expected integer or scaled")),
+    }
+}
+
+/// How a balance is shown.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum BalanceFormat {
+    /// In units of the asset's scale, with more beside it.
+    #[default]
+    Integer,
+    /// In whole units, as interledger-rs 1.0 has it.
+    Scaled,
+}
+
+impl BalanceFormat {
+    pub fn parse(text: &str) -> Option<Self> {
+        match text {
+            "integer" => Some(Self::Integer),
+            "scaled" => Some(Self::Scaled),
+            _ => None,
+        }
     }
 }
 
@@ -220,7 +276,8 @@ struct LinksAnswer {
 }
 
 impl<'a> AccountAnswer<'a> {
-    fn new(account: &'a Account, is_btp_connected: bool) -> Self {
+    /// `engine`: the account's own, else its asset's.
+    fn new(account: &'a Account, is_btp_connected: bool, engine: Option<&'a str>) -> Self {
         let (links, settlement) = (&account.links, &account.settlement);
         let tokens = [
             ("ilp_over_http_incoming_token", links.http_incoming_token()),
@@ -254,7 +311,7 @@ impl<'a> AccountAnswer<'a> {
             round_trip_time: account.round_trip_time_ms,
             packets_per_minute_limit: account.limits.packets_per_minute,
             amount_per_minute_limit: account.limits.amount_per_minute,
-            settlement_engine_url: settlement.engine_url.as_deref(),
+            settlement_engine_url: engine,
             max_balance: account.limits.balance_max,
             tokens_set: tokens
                 .iter()

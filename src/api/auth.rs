@@ -19,6 +19,13 @@ use super::problem::{Kind, Problem, shorten};
 /// offer it.
 const NO_TOKEN: &[u8] = b"\0";
 
+/// Who was let in to an account.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Caller {
+    Admin,
+    Holder,
+}
+
 /// Lets callers in.
 pub struct Gate {
     admin_auth_token: Box<str>,
@@ -35,21 +42,21 @@ impl Gate {
 
     /// Admits the operator. `now_ms` is monotonic.
     pub fn admit_admin(&self, request: &ApiRequest, now_ms: u64) -> Result<(), Problem> {
-        self.admit(request, now_ms, |credentials| self.is_admin(credentials))
+        self.admit(request, now_ms, |credentials| self.is_admin(credentials).then_some(()))
     }
 
-    /// Admits the operator and the holder of an account, if there is such an account.
-    fn admit_admin_or_holder(
+    /// Admits the operator and every holder who names the own account: a password alone names nobody.
+    pub fn admit_admin_or_any_holder(
         &self,
+        control: &Control,
         request: &ApiRequest,
         now_ms: u64,
-        username: &str,
-        account: Option<&Account>,
     ) -> Result<(), Problem> {
         self.admit(request, now_ms, |credentials| {
-            // Both are compared always, so that the time does not tell who came close.
-            let is_holder = is_holder(credentials, username, account);
-            self.is_admin(credentials) | is_holder
+            let username = credentials.named_user().unwrap_or_default();
+            let account = control.find_account(username);
+            let is_holder = is_holder(credentials, username, account.as_deref());
+            (self.is_admin(credentials) | is_holder).then_some(())
         })
     }
 
@@ -60,23 +67,27 @@ impl Gate {
         request: &ApiRequest,
         now_ms: u64,
         username: &str,
-    ) -> Result<Arc<Account>, Problem> {
+    ) -> Result<(Arc<Account>, Caller), Problem> {
         let account = control.find_account(username);
-        self.admit_admin_or_holder(request, now_ms, username, account.as_deref())?;
-        account.ok_or_else(|| {
-            ControlError::AccountNotFound {
-                username: shorten(username),
-            }
-            .into()
-        })
+        let caller = self.admit(request, now_ms, |credentials| {
+            // Both are compared always, so that the time does not tell who came close.
+            let is_holder = is_holder(credentials, username, account.as_deref());
+            let is_admin = self.is_admin(credentials);
+            let caller = if is_admin { Caller::Admin } else { Caller::Holder };
+            (is_admin | is_holder).then_some(caller)
+        })?;
+        let not_found = || ControlError::AccountNotFound {
+            username: shorten(username),
+        };
+        Ok((account.ok_or_else(not_found)?, caller))
     }
 
-    fn admit(
+    fn admit<T>(
         &self,
         request: &ApiRequest,
         now_ms: u64,
-        check: impl FnOnce(&Credentials<'_>) -> bool,
-    ) -> Result<(), Problem> {
+        check: impl FnOnce(&Credentials<'_>) -> Option<T>,
+    ) -> Result<T, Problem> {
         let mut values = request
             .headers
             .iter()
@@ -96,8 +107,8 @@ impl Gate {
             let problem = Problem::new(Kind::TooManyRequests, "too many failed attempts from this address");
             return Err(problem.with_header("retry-after", "1"));
         }
-        if parse_authorization(value).as_ref().is_some_and(check) {
-            return Ok(());
+        if let Some(admitted) = parse_authorization(value).as_ref().and_then(check) {
+            return Ok(admitted);
         }
         self.failures().note(request.peer, now_ms);
         Err(Problem::unauthorized("the credentials do not allow this call"))

@@ -12,20 +12,37 @@ use crate::control::edit::{AccountEdit, Edit};
 use super::json::Json;
 use super::problem::{Fault, InvalidParam, Kind, Problem, shorten};
 use super::values::{
-    Refusal, asset_code, btp_token, btp_url, http_token, http_url, ilp_address, integer, refuse, routing_relation,
-    username,
+    Refusal, asset_code, btp_token, btp_url, http_token, http_url, ilp_address, integer, not_negative, refuse,
+    routing_relation, username,
 };
 
 /// What answers show in place of a secret. It is none itself: a caller who sends back what was read means "as it was".
 pub const SECRET: &str = "SECRET";
 /// Members of our own answers that a caller may send back unchanged; they are not set by anybody.
 const READ_ONLY: [&str; 5] = ["id", "links", "tokens_set", "created_at", "warnings"];
+/// What the operator alone decides about an account.
+const OPERATORS_OWN: [&str; 12] = [
+    "username",
+    "ilp_address",
+    "asset_code",
+    "asset_scale",
+    "max_packet_amount",
+    "min_balance",
+    "max_balance",
+    "settlement_engine_url",
+    "routing_relation",
+    "round_trip_time",
+    "amount_per_minute_limit",
+    "packets_per_minute_limit",
+];
 
-/// Whether the account is a new one.
+/// Which call the fields are for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Purpose {
     Create,
     Update,
+    /// What the holder may change: links and when to settle.
+    Settings,
 }
 
 /// What a caller said about an account.
@@ -75,6 +92,10 @@ impl Reader {
     }
 
     fn read(&mut self, name: &str, value: Json) {
+        if self.purpose == Purpose::Settings && OPERATORS_OWN.contains(&name) {
+            self.warn(name, "is not among the settings and was ignored");
+            return;
+        }
         match name {
             "username" => self.fields.username = self.required(name, value, username),
             "ilp_address" => self.fields.edit.ilp_address = self.edit(name, value, ilp_address),
@@ -105,6 +126,9 @@ impl Reader {
             "ilp_over_btp_outgoing_token" => self.fields.edit.btp_outgoing_token = self.token(name, value, btp_token),
             "settlement_engine_url" => self.fields.edit.settlement_engine_url = self.edit(name, value, http_url),
             "settle_threshold" => self.fields.edit.settle_threshold = self.edit(name, value, integer),
+            "settle_to" if self.purpose == Purpose::Settings => {
+                self.fields.edit.settle_to = self.edit(name, value, not_negative);
+            }
             "settle_to" => self.fields.edit.settle_to = self.edit(name, value, integer),
             "routing_relation" => self.fields.edit.routing_relation = self.edit(name, value, routing_relation),
             "round_trip_time" => self.fields.edit.round_trip_time_ms = self.edit(name, value, integer),
@@ -149,7 +173,7 @@ impl Reader {
     fn edit<T>(&mut self, name: &str, value: Json, read: fn(&Json) -> Result<T, Refusal>) -> Edit<T> {
         match (value, self.purpose) {
             (Json::Null, Purpose::Create) => Edit::Keep,
-            (Json::Null, Purpose::Update) => Edit::Clear,
+            (Json::Null, Purpose::Update | Purpose::Settings) => Edit::Clear,
             (value, _) => self.note(name, read(&value)).map_or(Edit::Keep, Edit::Set),
         }
     }
@@ -160,7 +184,7 @@ impl Reader {
             (Json::Null, Purpose::Create) => None,
             // The path says it already.
             (Json::Null, Purpose::Update) if name == "username" => None,
-            (Json::Null, Purpose::Update) => self.note(name, refuse(Fault::Invalid, "cannot be cleared")),
+            (Json::Null, _) => self.note(name, refuse(Fault::Invalid, "cannot be cleared")),
             (value, _) => self.note(name, read(&value)),
         }
     }
@@ -169,7 +193,9 @@ impl Reader {
         if value == Json::Text(SECRET.into()) {
             // Else a caller who sends back what was read, or copies it to another node, would let everybody in.
             match self.purpose {
-                Purpose::Update => self.warn(name, "was kept: SECRET is what answers show in place of a token"),
+                Purpose::Update | Purpose::Settings => {
+                    self.warn(name, "was kept: SECRET is what answers show in place of a token")
+                }
                 Purpose::Create => {
                     let rule = "SECRET is what answers show in place of a token, and is none";
                     self.note::<()>(name, refuse(Fault::Invalid, rule));

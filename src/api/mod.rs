@@ -10,6 +10,7 @@
 
 mod accounts;
 mod auth;
+mod engines;
 mod fields;
 mod json;
 mod node;
@@ -17,6 +18,7 @@ pub mod path;
 mod problem;
 mod rates;
 mod routes;
+mod spsp;
 mod values;
 
 #[cfg(test)]
@@ -31,16 +33,35 @@ use crossbeam::channel::Receiver;
 use crate::control::Control;
 use crate::shard::clock;
 use crate::shard::control::{ApiRequest, ApiResponse, Pending};
+use crate::stream::secret::TokenMaker;
 use crate::wire::timestamp::Timestamp;
 
+pub use accounts::BalanceFormat;
 use auth::Gate;
 use json::Json;
 use path::{Method, Resource};
 use problem::{Kind, Problem};
 
+/// Changes which log lines are written, by directives that are merged into those in force; or says what is wrong.
+pub type LogFilterChange = dyn Fn(&str) -> Result<(), String> + Send + Sync;
+
+/// What the operator decides about the API before the node starts.
+pub struct Settings {
+    pub admin_auth_token: Box<str>,
+    /// Whether anybody may read rates and routes; else the admin and all holders.
+    pub open_reads: bool,
+    pub balance_format: BalanceFormat,
+    /// User name or id of the account that is paid under the node's own name.
+    pub default_spsp_account: Option<Box<str>>,
+    /// Makes the addresses that payers are given.
+    pub tokens: TokenMaker,
+    pub change_log_filter: Arc<LogFilterChange>,
+}
+
 /// The API of one node. Any number of threads may answer from it.
 pub struct Api {
     control: Arc<Control>,
+    settings: Settings,
     gate: Gate,
     /// What monotonic times are counted from.
     started: Instant,
@@ -59,10 +80,11 @@ pub fn serve(api: &Api, requests: &Receiver<Pending>) {
 }
 
 impl Api {
-    pub fn new(control: Arc<Control>, admin_auth_token: &str) -> Self {
+    pub fn new(control: Arc<Control>, settings: Settings) -> Self {
         Self {
             control,
-            gate: Gate::new(admin_auth_token),
+            gate: Gate::new(&settings.admin_auth_token),
+            settings,
             started: Instant::now(),
         }
     }
@@ -89,7 +111,10 @@ impl Api {
             "PUT" => Some(Method::Put),
             "DELETE" => Some(Method::Delete),
             "OPTIONS" => {
-                let headers = vec![("allow", resource.allow())];
+                let mut headers = vec![("allow", resource.allow())];
+                if matches!(resource, Resource::Spsp(_) | Resource::Pay) {
+                    headers.extend(spsp::CORS_HEADERS.map(|(name, value)| (name, value.to_owned())));
+                }
                 return Ok(ApiResponse {
                     status: 204,
                     headers,
@@ -110,8 +135,21 @@ impl Api {
         let control = &*self.control;
         match (resource, method) {
             (Resource::Node, _) => Ok(node::health(control)),
-            (Resource::Routes, _) => Ok(routes::list(control)),
-            (Resource::Rates, Method::Get) => Ok(rates::read(control)),
+            (Resource::Description, _) => Ok(node::description()),
+            (Resource::Spsp(username), _) => spsp::of_account(control, &self.settings.tokens, &username),
+            (Resource::Pay, _) => {
+                let default = self.settings.default_spsp_account.as_deref();
+                spsp::of_node(control, &self.settings.tokens, default)
+            }
+            (resource @ (Resource::Routes | Resource::Rates), Method::Get) => {
+                if !self.settings.open_reads {
+                    self.gate.admit_admin_or_any_holder(control, request, now_ms)?;
+                }
+                Ok(match resource {
+                    Resource::Routes => routes::list(control),
+                    _ => rates::read(control),
+                })
+            }
             (Resource::Btp, _) => {
                 let problem = Problem::new(Kind::UpgradeRequired, "BTP is spoken over WebSocket");
                 Err(problem
@@ -123,12 +161,16 @@ impl Api {
                 "a packet comes as application/octet-stream to the shard that owns its account",
             )),
             (Resource::Account(username), Method::Get) => {
-                let account = self.gate.find(control, request, now_ms, &username)?;
+                let (account, _) = self.gate.find(control, request, now_ms, &username)?;
                 Ok(accounts::read(control, &account))
             }
             (Resource::Balance(username), _) => {
-                let account = self.gate.find(control, request, now_ms, &username)?;
-                accounts::balance(control, &account, query)
+                let (account, _) = self.gate.find(control, request, now_ms, &username)?;
+                accounts::balance(control, &account, self.settings.balance_format, query)
+            }
+            (Resource::Settings(username), _) => {
+                let (account, caller) = self.gate.find(control, request, now_ms, &username)?;
+                accounts::change_settings(control, request, &account, caller)
             }
             (resource, method) => {
                 self.gate.admit_admin(request, now_ms)?;
@@ -141,6 +183,8 @@ impl Api {
                     (Resource::StaticRoute(prefix), Method::Put) => routes::set(control, request, &prefix),
                     (Resource::StaticRoute(prefix), _) => routes::remove(control, &prefix),
                     (Resource::Rates, _) => rates::replace(control, request),
+                    (Resource::Engines, _) => engines::merge(control, request),
+                    (Resource::LogLevel, _) => node::change_log_level(&*self.settings.change_log_filter, request),
                     (Resource::Audit, _) => node::audit(control),
                     _ => Err(Problem::new(Kind::Internal, "this call is admitted and has no handler")),
                 }

@@ -5,9 +5,10 @@
 use serde::Serialize;
 
 use crate::control::Control;
-use crate::shard::control::ApiResponse;
+use crate::shard::control::{ApiRequest, ApiResponse};
 
-use super::problem::{Problem, json_answer, json_answer_with_status};
+use super::LogFilterChange;
+use super::problem::{Kind, Problem, json_answer, json_answer_with_status, text_answer};
 
 /// `GET /`: 200 while the node serves, 503 with the reason while it does not.
 pub fn health(control: &Control) -> ApiResponse {
@@ -40,6 +41,25 @@ pub fn health(control: &Control) -> ApiResponse {
         response.headers.push(("retry-after", "5".to_owned()));
     }
     response
+}
+
+/// `PUT /tracing-level`: which log lines are written from now on.
+pub fn change_log_level(change: &LogFilterChange, request: &ApiRequest) -> Result<ApiResponse, Problem> {
+    let text = std::str::from_utf8(&request.body)
+        .map_err(|_| Problem::new(Kind::BadRequest, "the filter is not UTF-8"))?
+        .trim();
+    change(text).map_err(|rule| Problem::new(Kind::BadRequest, format!("the filter is invalid: {rule}")))?;
+    Ok(text_answer(&format!("Logging level changed to: {text}")))
+}
+
+/// `GET /openapi.json`: this API as OpenAPI 3.1 describes it.
+pub fn description() -> ApiResponse {
+    ApiResponse {
+        status: 200,
+        headers: vec![("content-type", "application/json".to_owned())],
+        body: include_bytes!("openapi.json").to_vec(),
+        close: false,
+    }
 }
 
 /// `GET /ledger/audit`: per asset, every account's balance added up, and our own position against it. The sums are read

@@ -18,8 +18,14 @@ pub enum Resource {
     Accounts,
     /// `/accounts/:username`
     Account(String),
+    /// `/accounts/:username/settings`
+    Settings(String),
     /// `/accounts/:username/balance`
     Balance(String),
+    /// `/accounts/:username/spsp`
+    Spsp(String),
+    /// `/.well-known/pay`
+    Pay,
     /// `/ilp`, `/accounts/:username/ilp`
     Packets,
     /// `/ilp/btp`, `/accounts/:username/ilp/btp`
@@ -32,8 +38,14 @@ pub enum Resource {
     StaticRoute(String),
     /// `/rates`
     Rates,
+    /// `/settlement/engines`
+    Engines,
+    /// `/tracing-level`
+    LogLevel,
     /// `/ledger/audit`
     Audit,
+    /// `/openapi.json`
+    Description,
 }
 
 /// A method of HTTP that some resource has.
@@ -61,14 +73,20 @@ impl Resource {
             [] => Self::Node,
             ["accounts"] => Self::Accounts,
             ["accounts", username] => Self::Account(username.to_owned()),
+            ["accounts", username, "settings"] => Self::Settings(username.to_owned()),
             ["accounts", username, "balance"] => Self::Balance(username.to_owned()),
+            ["accounts", username, "spsp"] => Self::Spsp(username.to_owned()),
+            [".well-known", "pay"] => Self::Pay,
             ["ilp"] | ["accounts", _, "ilp"] => Self::Packets,
             ["ilp", "btp"] | ["accounts", _, "ilp", "btp"] => Self::Btp,
             ["routes"] => Self::Routes,
             ["routes", "static"] => Self::StaticRoutes,
             ["routes", "static", prefix] => Self::StaticRoute(prefix.to_owned()),
             ["rates"] => Self::Rates,
+            ["settlement", "engines"] => Self::Engines,
+            ["tracing-level"] => Self::LogLevel,
             ["ledger", "audit"] => Self::Audit,
+            ["openapi.json"] => Self::Description,
             _ => return None,
         };
         Some((resource, query))
@@ -78,9 +96,16 @@ impl Resource {
         match self {
             Self::Accounts => &[Method::Get, Method::Post],
             Self::Account(_) => &[Method::Get, Method::Put, Method::Delete],
-            Self::Node | Self::Balance(_) | Self::Btp | Self::Routes | Self::Audit => &[Method::Get],
+            Self::Node
+            | Self::Balance(_)
+            | Self::Spsp(_)
+            | Self::Pay
+            | Self::Btp
+            | Self::Routes
+            | Self::Audit
+            | Self::Description => &[Method::Get],
             Self::Packets => &[Method::Post],
-            Self::StaticRoutes => &[Method::Put],
+            Self::Settings(_) | Self::StaticRoutes | Self::Engines | Self::LogLevel => &[Method::Put],
             Self::StaticRoute(_) => &[Method::Put, Method::Delete],
             Self::Rates => &[Method::Get, Method::Put],
         }
@@ -104,7 +129,7 @@ impl Resource {
     /// How large a body may be, in bytes.
     pub fn body_bytes_max(&self) -> usize {
         match self {
-            Self::Rates | Self::StaticRoutes => MAP_BODY_BYTES_MAX,
+            Self::Rates | Self::StaticRoutes | Self::Engines => MAP_BODY_BYTES_MAX,
             _ => BODY_BYTES_MAX,
         }
     }
@@ -161,6 +186,13 @@ mod tests {
             ),
             ("/routes/static/a/b", None),
             ("/rates", Some((Rates, ""))),
+            ("/accounts/alice/settings", Some((Settings("alice".into()), ""))),
+            ("/accounts/alice/spsp", Some((Spsp("alice".into()), ""))),
+            ("/.well-known/pay", Some((Pay, ""))),
+            ("/settlement/engines", Some((Engines, ""))),
+            ("/settlement", None),
+            ("/tracing-level", Some((LogLevel, ""))),
+            ("/openapi.json", Some((Description, ""))),
             ("/ledger/audit", Some((Audit, ""))),
             ("/ledger", None),
             ("/Accounts", None),
@@ -182,6 +214,9 @@ mod tests {
             ("/routes/static", "PUT, OPTIONS", MAP_BODY_BYTES_MAX),
             ("/routes/static/g", "PUT, DELETE, OPTIONS", BODY_BYTES_MAX),
             ("/rates", "GET, HEAD, PUT, OPTIONS", MAP_BODY_BYTES_MAX),
+            ("/settlement/engines", "PUT, OPTIONS", MAP_BODY_BYTES_MAX),
+            ("/accounts/alice/settings", "PUT, OPTIONS", BODY_BYTES_MAX),
+            ("/.well-known/pay", "GET, HEAD, OPTIONS", BODY_BYTES_MAX),
         ] {
             assert_eq!(Resource::parse(target).unwrap().0.allow(), allow, "{target}");
             assert_eq!(body_max(target), body, "{target}");

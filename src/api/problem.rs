@@ -3,7 +3,7 @@
 //! Owns the list of problems: each has a name here, and one place gives it its status, title and code. Callers rely on
 //! the codes. Details name the field and the rule, and never a secret or the inside of the program.
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use crate::control::ControlError;
 use crate::shard::control::ApiResponse;
@@ -96,6 +96,8 @@ pub struct Problem {
     detail: String,
     invalid_params: Vec<InvalidParam>,
     headers: Vec<(&'static str, String)>,
+    /// Further members, for callers that know another shape of error besides this one.
+    members: Vec<(&'static str, &'static str)>,
     close: bool,
 }
 
@@ -106,6 +108,7 @@ impl Problem {
             detail: detail.into(),
             invalid_params: vec![],
             headers: vec![],
+            members: vec![],
             close: false,
         }
     }
@@ -148,6 +151,11 @@ impl Problem {
         self
     }
 
+    pub fn with_member(mut self, name: &'static str, value: &'static str) -> Self {
+        self.members.push((name, value));
+        self
+    }
+
     /// The connection is of no use after this answer.
     pub fn closing(mut self) -> Self {
         self.close = true;
@@ -166,6 +174,14 @@ impl Problem {
             datetime: String,
             #[serde(rename = "invalid-params", skip_serializing_if = "<[_]>::is_empty")]
             invalid_params: &'a [InvalidParam],
+            #[serde(flatten, serialize_with = "serialize_members")]
+            members: &'a [(&'static str, &'static str)],
+        }
+        fn serialize_members<S: Serializer>(
+            members: &&[(&'static str, &'static str)],
+            serializer: S,
+        ) -> Result<S::Ok, S::Error> {
+            serializer.collect_map(members.iter().copied())
         }
         let (status, code, title, name) = self.kind.row();
         let body = Body {
@@ -179,6 +195,7 @@ impl Problem {
             detail: &self.detail,
             datetime: now.to_rfc3339(),
             invalid_params: &self.invalid_params,
+            members: &self.members,
         };
         let mut headers = vec![("content-type", "application/problem+json".to_owned())];
         headers.extend(self.headers);
@@ -205,9 +222,10 @@ impl From<ControlError> for Problem {
             ControlError::AssetInUse => Kind::AssetInUse,
             ControlError::BalanceNotZero { .. } => Kind::BalanceNotZero,
             ControlError::PacketsInFlight => Kind::PacketsInFlight,
-            ControlError::TooManyAssets | ControlError::TooManyAccounts | ControlError::TooManyRoutes { .. } => {
-                Kind::BadRequest
-            }
+            ControlError::TooManyAssets
+            | ControlError::TooManyAccounts
+            | ControlError::TooManyRoutes { .. }
+            | ControlError::TooManyEngines { .. } => Kind::BadRequest,
             ControlError::NotReady { .. } => Kind::NotReady,
             ControlError::Internal(reason) => {
                 // The caller is not told what is inside; the operator is.

@@ -34,8 +34,25 @@ impl Caller {
     }
 
     fn on(node: Node) -> Self {
+        Self::with(node, |_| {})
+    }
+
+    /// A node whose operator has decided something about its API.
+    fn with(node: Node, decide: impl FnOnce(&mut Settings)) -> Self {
+        let mut settings = Settings {
+            admin_auth_token: ADMIN.into(),
+            open_reads: true,
+            balance_format: BalanceFormat::Integer,
+            default_spsp_account: None,
+            tokens: TokenMaker::new(&[9; 32]),
+            change_log_filter: Arc::new(|text| match text {
+                "" => Err("it is empty".to_owned()),
+                _ => Ok(()),
+            }),
+        };
+        decide(&mut settings);
         Self {
-            api: Api::new(Arc::clone(&node.control), ADMIN),
+            api: Api::new(Arc::clone(&node.control), settings),
             node,
             calls: 0,
         }
@@ -1135,10 +1152,9 @@ fn a_node_that_cannot_commit_says_so_and_changes_nothing() {
 
 #[test]
 fn a_name_is_given_once_however_many_ask() {
-    let node = Node::new("example.hub");
-    let api = Api::new(Arc::clone(&node.control), ADMIN);
-    let mut caller = Caller::on(node);
+    let mut caller = Caller::new();
     let request = caller.request("POST /accounts", "admin", ALICE);
+    let api = &caller.api;
     let statuses: Vec<u16> = std::thread::scope(|scope| {
         let calls: Vec<_> = (0..8).map(|_| scope.spawn(|| api.handle(&request).status)).collect();
         calls.into_iter().map(|call| call.join().unwrap()).collect()
@@ -1169,4 +1185,387 @@ fn requests_are_served_until_there_can_be_no_more() {
     drop(pending);
     serve(&caller.api, &requests);
     assert_eq!(answers.try_iter().collect::<Vec<_>>(), [200, 404]);
+}
+
+#[test]
+fn settings_of_the_holder() {
+    let mut caller = Caller::new();
+    let (alice, bob) = ("Bearer alice-pw", "Bearer bob:bob:pw");
+    let settings = "PUT /accounts/alice/settings";
+    caller.check(&[
+        ("POST /accounts", "admin", ALICE, 200, &[]),
+        ("POST /accounts", "admin", BOB, 200, &[]),
+        (settings, "-", "{}", 401, &[]),
+        (settings, bob, "{}", 401, &[]),
+        (settings, "Bearer wrong", "{}", 401, &[]),
+        (settings, alice, "{}", 200, &[r#""username":"alice""#, "!warnings"]),
+        (settings, "Bearer alice:alice-pw", "{}", 200, &[]),
+        (settings, "admin", "{}", 200, &[]),
+        ("PUT /accounts/nobody/settings", "admin", "{}", 404, &["account_not_found"]),
+        ("PUT /accounts/nobody/settings", alice, "{}", 401, &[]),
+        ("GET /accounts/alice/settings", alice, "", 405, &["@allow: PUT, OPTIONS"]),
+        (settings, alice, "", 400, &["json_eof"]),
+        (settings, alice, "[]", 400, &["expected an object"]),
+        (settings, alice, r#"{"settle_to":0,"settle_threshold":"-5"}"#, 200, &[
+            r#""settle_threshold":-5,"settle_to":0"#,
+            r#"{"field":"settle_threshold","message":"is not above settle_to"#,
+        ]),
+        (settings, alice, r#"{"settle_to":-1}"#, 400, &[r#"{"name":"settle_to","type":"out_of_range"}"#]),
+        (settings, alice, r#"{"settle_to":9223372036854775808}"#, 400, &["0 to 2^63-1"]),
+        (settings, "admin", r#"{"settle_to":-1}"#, 400, &["out_of_range"]),
+        (settings, alice, r#"{"settle_to":9223372036854775807}"#, 200, &[r#""settle_to":9223372036854775807"#]),
+        (settings, alice, r#"{"settle_to":null,"settle_threshold":null}"#, 200, &[
+            r#""settle_threshold":null,"settle_to":null"#,
+        ]),
+        // What is not the holder's is left alone.
+        (settings, alice, r#"{"max_packet_amount":7,"min_balance":-5,"asset_scale":2,"routing_relation":"Parent",
+            "ilp_address":"example.x","username":"bob","settlement_engine_url":"http://e/","colour":"red"}"#, 200, &[
+            r#""username":"alice","ilp_address":"example.hub.alice","asset_code":"ABC","asset_scale":9"#,
+            r#""max_packet_amount":18446744073709551615,"min_balance":null"#,
+            r#""routing_relation":"NonRoutingAccount""#,
+            r#""settlement_engine_url":null"#,
+            r#"{"field":"min_balance","message":"is not among the settings and was ignored"}"#,
+            r#"{"field":"username","#,
+            r#"{"field":"colour","message":"is not known and was ignored"}"#,
+        ]),
+        // One bad field, and nothing is changed.
+        (settings, alice, r#"{"ilp_over_http_url":"http://h/","ilp_over_btp_url":"nonsense"}"#, 400, &[
+            r#"[{"name":"ilp_over_btp_url","type":"invalid"}]"#,
+        ]),
+        ("GET /accounts/alice", alice, "", 200, &[r#""ilp_over_http_url":null"#]),
+        (settings, alice, r#"{"ilp_over_http_url":"http://h","ilp_over_http_outgoing_token":"out"}"#, 200, &[
+            r#""ilp_over_http_url":"http://h/""#,
+            r#""tokens_set":["ilp_over_http_incoming_token","ilp_over_http_outgoing_token"],"links":{"http":"ready""#,
+        ]),
+        (settings, alice, r#"{"ilp_over_btp_url":"btp+ws://u:pass@h:1/"}"#, 200, &[
+            r#""ilp_over_btp_url":"btp+ws://u@h:1/""#, "is not connected yet", "!pass",
+        ]),
+        // The holder stays able to log in.
+        (settings, alice, r#"{"ilp_over_http_incoming_token":null}"#, 400, &["the admin may clear it"]),
+        (settings, alice, r#"{"ilp_over_http_incoming_token":""}"#, 400, &["must not be empty"]),
+        (settings, alice, r#"{"ilp_over_http_incoming_token":"SECRET"}"#, 200, &["was kept"]),
+        (settings, alice, r#"{"ilp_over_http_incoming_token":"new:pw"}"#, 200, &["!new:pw"]),
+        (settings, alice, "{}", 401, &[]),
+        (settings, "Bearer new:pw", "{}", 200, &[]),
+        (settings, "Bearer alice:new:pw", "{}", 200, &[]),
+        (settings, "admin", r#"{"ilp_over_http_incoming_token":null}"#, 200, &["!ilp_over_http_incoming_token\","]),
+        (settings, "Bearer new:pw", "{}", 401, &[]),
+    ]);
+    let commits = caller.node.book.commits();
+    caller.check(&[(settings, "admin", r#"{"ilp_over_http_url":"http://h/"}"#, 200, &[])]);
+    assert_eq!(caller.node.book.commits(), commits, "nothing was different");
+}
+
+#[test]
+fn settlement_engines() {
+    let call = "PUT /settlement/engines";
+    let mut caller = Caller::new();
+    let account = |name: &str, more: &str| {
+        format!(
+            r#"{{"username":"{name}","asset_code":"ABC","asset_scale":9,"settle_threshold":9,"settle_to":0{more}}}"#
+        )
+    };
+    caller.check(&[
+        (
+            "POST /accounts",
+            "admin",
+            &account("alice", ""),
+            200,
+            &["has no settlement engine to work with"],
+        ),
+        (call, "-", "{}", 401, &[]),
+        (call, "Bearer alice-pw", "{}", 401, &[]),
+        ("GET /settlement/engines", "admin", "", 405, &["@allow: PUT, OPTIONS"]),
+        (call, "admin", "{}", 200, &["{}"]),
+        (call, "admin", "", 400, &["json_eof"]),
+        (call, "admin", "[]", 400, &["json_data"]),
+        (call, "admin", "ABC=http%3A%2F%2Fe", 400, &["json_syntax"]),
+        (
+            call,
+            "admin",
+            r#"{"ABC":7}"#,
+            400,
+            &[r#"[{"name":"ABC","type":"invalid"}]"#],
+        ),
+        (
+            call,
+            "admin",
+            r#"{"ABC":"nonsense","":"http://e/","XYZ":"ws://e/"}"#,
+            400,
+            &[r#"[{"name":"ABC","type":"invalid"},{"name":"","type":"invalid"},{"name":"XYZ","type":"invalid"}]"#],
+        ),
+        (call, "admin", r#"{"ABC":"http://user:pass@e/"}"#, 400, &["!pass@"]),
+        (
+            call,
+            "admin",
+            r#"{"abc":"http://e/","ABC":"http://e/"}"#,
+            400,
+            &["is there twice"],
+        ),
+        (
+            call,
+            "admin",
+            r#"{"abc":"http://e:3001","XYZ":"https://x/y"}"#,
+            200,
+            &[
+                r#"{"ABC":"http://e:3001/","XYZ":"https://x/y"}"#,
+                "@content-type: application/json",
+            ],
+        ),
+        (
+            "GET /accounts/alice",
+            "admin",
+            "",
+            200,
+            &[r#""settlement_engine_url":"http://e:3001/""#],
+        ),
+        (
+            "GET /accounts",
+            "admin",
+            "",
+            200,
+            &[r#""settlement_engine_url":"http://e:3001/""#],
+        ),
+        (
+            "PUT /accounts/alice",
+            "admin",
+            r#"{"settle_to":1}"#,
+            200,
+            &["!no settlement engine"],
+        ),
+        (
+            "POST /accounts",
+            "admin",
+            &account("bob", r#","settlement_engine_url":"http://own""#),
+            200,
+            &[r#""settlement_engine_url":"http://own/""#, "!no settlement engine"],
+        ),
+        // Merged; null removes.
+        (
+            call,
+            "admin",
+            r#"{"ABC":null,"DEF":"http://d/"}"#,
+            200,
+            &[r#"{"ABC":null,"DEF":"http://d/"}"#],
+        ),
+        (
+            "GET /accounts/alice",
+            "admin",
+            "",
+            200,
+            &[r#""settlement_engine_url":null"#],
+        ),
+        (
+            "GET /accounts/bob",
+            "admin",
+            "",
+            200,
+            &[r#""settlement_engine_url":"http://own/""#],
+        ),
+    ]);
+    let engines = caller.node.control.engines();
+    let engines: Vec<_> = engines.iter().map(|(code, url)| format!("{code}={url}")).collect();
+    assert_eq!(engines.join(" "), "DEF=http://d/ XYZ=https://x/y");
+    let node = Node::start("example.hub", Arc::clone(&caller.node.book));
+    assert_eq!(node.control.engines().len(), 2, "a restart keeps them");
+}
+
+#[test]
+fn where_payers_are_told_to_pay() {
+    let node = Node::new("example.hub");
+    let mut caller = Caller::with(node, |settings| settings.default_spsp_account = Some("BOB".into()));
+    caller.check(&[
+        (
+            "GET /.well-known/pay",
+            "-",
+            "",
+            404,
+            &[
+                r#""code":"not_found""#,
+                r#""id":"InvalidReceiverError","message":"Invalid receiver ID""#,
+                "@access-control-allow-origin: *",
+            ],
+        ),
+        ("POST /accounts", "admin", ALICE, 200, &[]),
+        ("POST /accounts", "admin", BOB, 200, &[]),
+        (
+            "GET /.well-known/pay",
+            "-",
+            "",
+            200,
+            &[
+                r#"{"destination_account":"example.hub.bob."#,
+                r#"","shared_secret":""#,
+                "@content-type: application/spsp4+json",
+                "@cache-control: max-age=60",
+                "@access-control-allow-origin: *",
+                "@access-control-allow-headers: web-monetization-id",
+            ],
+        ),
+        (
+            "GET /accounts/ALICE/spsp",
+            "Bearer whatever",
+            "",
+            200,
+            &["example.hub.alice."],
+        ),
+        ("GET /accounts/alice/spsp/", "-", "", 200, &[]),
+        ("HEAD /accounts/alice/spsp", "-", "", 200, &[]),
+        (
+            "OPTIONS /accounts/alice/spsp",
+            "-",
+            "",
+            204,
+            &["@allow: GET, HEAD, OPTIONS", "@access-control-allow-origin: *"],
+        ),
+        (
+            "OPTIONS /.well-known/pay",
+            "-",
+            "",
+            204,
+            &["@access-control-allow-headers: web-monetization-id"],
+        ),
+        (
+            "POST /accounts/alice/spsp",
+            "-",
+            "",
+            405,
+            &["@allow: GET, HEAD, OPTIONS"],
+        ),
+        (
+            "GET /accounts/nobody/spsp",
+            "-",
+            "",
+            404,
+            &[
+                r#""code":"account_not_found""#,
+                r#""id":"InvalidReceiverError","message":"Invalid receiver ID"}"#,
+            ],
+        ),
+        ("GET /accounts/a%2Fb/spsp", "-", "", 404, &[]),
+        ("GET /.well-known", "-", "", 404, &[]),
+        (
+            "PUT /accounts/alice",
+            "admin",
+            &format!(r#"{{"ilp_address":"example.{}"}}"#, "a".repeat(1_000)),
+            200,
+            &[],
+        ),
+        ("GET /accounts/alice/spsp", "-", "", 404, &["too long to be paid at"]),
+        ("DELETE /accounts/bob", "admin", "", 200, &[]),
+        ("GET /accounts/bob/spsp", "-", "", 404, &[]),
+        ("GET /.well-known/pay", "-", "", 404, &[]),
+    ]);
+    caller.check(&[("POST /accounts", "admin", BOB, 200, &[])]);
+    let mut ask = || {
+        let (_, answer, _) = caller.call("GET /accounts/bob/spsp", "-", "");
+        let answer: serde_json::Value = serde_json::from_str(&answer).unwrap();
+        let text = |name: &str| answer[name].as_str().unwrap().to_owned();
+        (
+            text("destination_account"),
+            base64::decode(&text("shared_secret")).unwrap(),
+        )
+    };
+    let ((one, one_secret), (other, other_secret)) = (ask(), ask());
+    assert!(one != other && one_secret != other_secret, "every payer gets another");
+    let bob = caller.node.control.find_account("bob").unwrap();
+    let token = one.strip_prefix("example.hub.bob.").unwrap();
+    let opened = TokenMaker::new(&[9; 32]).open(&bob.uuid, token).unwrap();
+    assert_eq!(opened.shared_secret, *one_secret, "a node that starts again knows it");
+
+    // The operator may name the account by its id, too.
+    let id = uuid::Uuid::from_bytes(bob.uuid).to_string();
+    let node = Node::start("example.hub", Arc::clone(&caller.node.book));
+    let mut caller = Caller::with(node, |settings| settings.default_spsp_account = Some(id.into()));
+    caller.check(&[
+        ("GET /.well-known/pay", "-", "", 200, &["example.hub.bob."]),
+        ("DELETE /accounts/bob", "admin", "", 200, &[]),
+        ("POST /accounts", "admin", BOB, 200, &[]),
+        ("GET /.well-known/pay", "-", "", 404, &[]),
+    ]);
+}
+
+#[test]
+fn what_the_operator_decides() {
+    let node = Node::new("example.hub");
+    let mut caller = Caller::with(node, |settings| {
+        settings.open_reads = false;
+        settings.balance_format = BalanceFormat::Scaled;
+    });
+    let integer = r#"{"balance":0,"#;
+    let scaled = r#"{"asset_code":"ABC","balance":0.0}"#;
+    caller.check(&[
+        ("POST /accounts", "admin", ALICE, 200, &[]),
+        ("POST /accounts", "admin", BOB, 200, &[]),
+    ]);
+    for call in ["GET /routes", "GET /rates", "HEAD /routes"] {
+        caller.check(&[
+            (call, "-", "", 401, &[]),
+            (call, "admin", "", 200, &[]),
+            (call, "Bearer alice:alice-pw", "", 200, &[]),
+            (call, "Bearer bob:bob:pw", "", 200, &[]),
+            // A password alone names nobody.
+            (call, "Bearer alice-pw", "", 401, &[]),
+            (call, "Bearer alice:bob:pw", "", 401, &[]),
+            (call, "Bearer nobody:alice-pw", "", 401, &[]),
+        ]);
+    }
+    caller.check(&[
+        ("GET /", "-", "", 200, &[]),
+        ("GET /accounts/alice/balance", "admin", "", 200, &[scaled]),
+        (
+            "GET /accounts/alice/balance?format=integer",
+            "admin",
+            "",
+            200,
+            &[integer],
+        ),
+        ("GET /accounts/alice/balance?format=scaled", "admin", "", 200, &[scaled]),
+        (
+            "GET /accounts/alice/balance?format=other",
+            "admin",
+            "",
+            400,
+            &["expected integer or scaled"],
+        ),
+    ]);
+}
+
+#[test]
+fn log_level_and_description() {
+    let mut caller = Caller::new();
+    caller.check(&[
+        ("POST /accounts", "admin", ALICE, 200, &[]),
+        ("PUT /tracing-level", "-", "info", 401, &[]),
+        ("PUT /tracing-level", "Bearer alice-pw", "info", 401, &[]),
+        ("GET /tracing-level", "admin", "", 405, &["@allow: PUT, OPTIONS"]),
+        (
+            "PUT /tracing-level",
+            "admin",
+            " debug,clearway=trace\n",
+            200,
+            &[
+                "Logging level changed to: debug,clearway=trace",
+                "@content-type: text/plain; charset=utf-8",
+            ],
+        ),
+        (
+            "PUT /tracing-level",
+            "admin",
+            " ",
+            400,
+            &["the filter is invalid: it is empty"],
+        ),
+        (
+            "GET /openapi.json",
+            "-",
+            "",
+            200,
+            &[r#""openapi":"3.1."#, "@content-type: application/json"],
+        ),
+        ("PUT /openapi.json", "admin", "{}", 405, &["@allow: GET, HEAD, OPTIONS"]),
+    ]);
+    let mut request = caller.request("PUT /tracing-level", "admin", "");
+    request.body = vec![0xff];
+    assert_eq!(caller.api.handle(&request).status, 400);
 }

@@ -70,6 +70,16 @@ pub fn integer<T: Integer>(value: &Json) -> Result<T, Refusal> {
     number.ok_or_else(|| (Fault::OutOfRange, expected()))
 }
 
+/// An amount of money that a holder may name: a balance below zero is the operator's to allow.
+pub fn not_negative(value: &Json) -> Result<i64, Refusal> {
+    let expected = "expected an integer from 0 to 2^63-1";
+    match integer::<i64>(value) {
+        Ok(number) if number >= 0 => Ok(number),
+        Ok(_) => refuse(Fault::OutOfRange, expected),
+        Err((fault, _)) => refuse(fault, expected),
+    }
+}
+
 pub fn username(value: &Json) -> Result<String, Refusal> {
     normalize_username(text(value)?).map_err(|error| (Fault::Invalid, error.to_string()))
 }

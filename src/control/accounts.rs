@@ -104,10 +104,27 @@ impl Control {
 
     /// Changes an account. What the edit does not name is kept.
     pub fn update_account(&self, username: &str, edit: AccountEdit) -> Result<Outcome, ControlError> {
+        self.update(|state| state.account(username), edit)
+    }
+
+    /// The same for the account that `known` is, or was: whoever was let in to change it has no say over another that
+    /// has got its name since.
+    pub fn update_known_account(&self, known: &Account, edit: AccountEdit) -> Result<Outcome, ControlError> {
+        let not_found = || ControlError::AccountNotFound {
+            username: known.username.clone(),
+        };
+        self.update(|state| state.directory.get(known.id).ok_or_else(not_found), edit)
+    }
+
+    fn update(
+        &self,
+        find: impl FnOnce(&State) -> Result<&Arc<Account>, ControlError>,
+        edit: AccountEdit,
+    ) -> Result<Outcome, ControlError> {
         let changes = self.begin()?;
         let (before, after, is_new_asset) = {
             let state = self.read();
-            let before = Arc::clone(state.account(username)?);
+            let before = Arc::clone(find(&state)?);
             if changes.closing.contains(&before.id) {
                 return Err(ControlError::PacketsInFlight);
             }
@@ -279,7 +296,7 @@ impl Control {
             if settlement.to.is_some_and(|settle_to| threshold <= settle_to) {
                 warn("settle_threshold", "is not above settle_to: the account never settles");
             }
-            if settlement.engine_url.is_none() {
+            if self.engine_of(&account).is_none() {
                 warn(
                     "settle_threshold",
                     "has no settlement engine to work with: the account never settles",

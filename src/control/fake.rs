@@ -25,6 +25,7 @@ struct Inner {
     accounts: BTreeMap<AccountId, (Arc<crate::ledger::Account>, i128)>,
     routes: BTreeMap<Arc<str>, AccountId>,
     rates: Vec<(Box<str>, Box<str>)>,
+    engines: Vec<(Box<str>, Box<str>)>,
     node_address: Option<Box<str>>,
     positions: HashMap<usize, i128>,
     next_account_id: u32,
@@ -67,6 +68,7 @@ impl FakeBook {
             .map(|(prefix, id)| (Arc::clone(prefix), *id))
             .collect();
         book.rates = inner.rates.clone();
+        book.engines = inner.engines.clone();
         book.node_address = inner.node_address.clone();
         book.next_account_id = inner.next_account_id;
         book
@@ -112,6 +114,7 @@ impl Bookkeeper for FakeBook {
                     inner.routes.remove(&prefix);
                 }
                 Mutation::PutRates(rates) => inner.rates = rates,
+                Mutation::PutEngines(engines) => inner.engines = engines,
                 Mutation::PutNodeAddress(address) => inner.node_address = Some(address),
             }
         }

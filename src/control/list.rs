@@ -59,6 +59,11 @@ impl Control {
         self.read().directory.find(username).cloned()
     }
 
+    /// The account with this public id.
+    pub fn find_account_by_uuid(&self, uuid: &[u8; 16]) -> Option<Arc<Account>> {
+        self.read().account_by_uuid(uuid).cloned()
+    }
+
     pub fn account_count(&self) -> usize {
         self.read().directory.len()
     }

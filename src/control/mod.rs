@@ -2,7 +2,8 @@
 //! published to all shards in one order, and only then answered.
 //!
 //! Owns the configuration between the HTTP API above and the store and the shards below. [`state`] is what stands,
-//! [`edit`] what a caller wants to be different, [`accounts`] and [`routes`] make the changes, [`list`] finds accounts.
+//! [`edit`] what a caller wants to be different; [`accounts`], [`routes`] and [`engines`] make the changes, [`list`] finds
+//! accounts.
 //! Leaves HTTP and JSON to `api`, the record on disk to `store`, and the money to the shards; of balances it only asks.
 //!
 //! Always: changes happen one at a time; what readers see is durable; a change that was refused has changed nothing.
@@ -10,6 +11,7 @@
 
 pub mod accounts;
 pub mod edit;
+pub mod engines;
 pub mod list;
 pub mod routes;
 mod state;
@@ -89,6 +91,8 @@ pub enum ControlError {
     TooManyAssets,
     #[error("the node has given all account numbers it can give")]
     TooManyAccounts,
+    #[error("the node would have more than {max} settlement engines")]
+    TooManyEngines { max: usize },
     #[error("the node would have more than {max} fixed routes")]
     TooManyRoutes { max: usize },
     /// Starting, stopping, or unable to commit.
@@ -189,6 +193,8 @@ impl Control {
             mutations.push(Mutation::PutNodeAddress((*node_address).into()));
         }
         let mut state = State::new(Arc::clone(&node_address), book.assets, Arc::new(rates));
+        let engines = book.engines.iter().map(|(code, url)| (code.clone(), (**url).into()));
+        state.engines = Arc::new(engines.collect());
         let mut accounts: Vec<_> = book.accounts.into_iter().map(|(account, _)| account).collect();
         for account in accounts
             .iter_mut()

@@ -11,6 +11,8 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use hashbrown::HashTable;
+
 use crate::ledger::account::{Account, AccountId, Asset, AssetId, RoutingRelation};
 use crate::ledger::directory::{Directory, fold_username};
 use crate::pipeline::rates::Rates;
@@ -18,6 +20,7 @@ use crate::routing::table::{Step, Table};
 use crate::wire::address::Address;
 
 use super::ControlError;
+use super::engines::Engines;
 
 /// The prefix of the default route.
 pub(super) const DEFAULT_ROUTE: &str = "";
@@ -29,11 +32,14 @@ pub(super) struct State {
     /// All accounts in the order of their folded user names, which is the order in which they are listed. The names are
     /// the directory's; that one in a million comes or goes costs moving 4 MB.
     by_name: Vec<AccountId>,
+    /// All accounts by their public ids, which are the accounts' own.
+    by_uuid: HashTable<AccountId>,
     /// By [`AssetId`]. An asset is never taken out again: its position stays in the book.
     pub assets: Vec<Arc<Asset>>,
     asset_ids: HashMap<Arc<Asset>, AssetId>,
     pub routes: Table,
     pub rates: Arc<Rates>,
+    pub engines: Arc<Engines>,
 }
 
 impl State {
@@ -44,10 +50,12 @@ impl State {
             node_address,
             directory: Directory::new(),
             by_name: Vec::new(),
+            by_uuid: HashTable::new(),
             asset_ids: assets.iter().cloned().zip(ids).collect(),
             assets,
             routes: Table::new(),
             rates,
+            engines: Arc::default(),
         }
     }
 
@@ -93,8 +101,25 @@ impl State {
                 self.by_name.reserve_exact(self.by_name.len() / 8 + 8);
             }
             self.by_name.insert(place, account.id);
+            self.add_uuid(&account);
         }
         self.directory.insert(account);
+    }
+
+    /// To be called before the account is in the directory: those that are there already may have to move.
+    fn add_uuid(&mut self, account: &Account) {
+        let directory = &self.directory;
+        let known = |id: &AccountId| directory.get(*id).expect("a listed account exists");
+        self.by_uuid
+            .insert_unique(uuid_hash(&account.uuid), account.id, |id| uuid_hash(&known(id).uuid));
+    }
+
+    /// The account with this public id.
+    pub fn account_by_uuid(&self, uuid: &[u8; 16]) -> Option<&Arc<Account>> {
+        let account = |id: &AccountId| self.directory.get(*id).expect("a listed account exists");
+        self.by_uuid
+            .find(uuid_hash(uuid), |id| account(id).uuid == *uuid)
+            .map(account)
     }
 
     /// Adds the accounts of a state that has none, without their routes. One by one would take time in the square of
@@ -102,7 +127,9 @@ impl State {
     pub fn put_first_accounts(&mut self, accounts: Vec<Arc<Account>>) {
         assert!(self.by_name.is_empty(), "these are the first");
         self.by_name = accounts.iter().map(|account| account.id).collect();
+        self.by_uuid = HashTable::with_capacity(accounts.len());
         for account in accounts {
+            self.add_uuid(&account);
             self.directory.insert(account);
         }
         let directory = &self.directory;
@@ -113,6 +140,10 @@ impl State {
     pub fn remove_account(&mut self, account: &Account) {
         let place = self.place_of(&fold_username(&account.username));
         self.by_name.remove(place.expect("an account that exists has a name"));
+        let listed = self
+            .by_uuid
+            .find_entry(uuid_hash(&account.uuid), |id| *id == account.id);
+        listed.expect("an account that exists has an id").remove();
         self.directory.remove(account.id);
     }
 
@@ -201,6 +232,12 @@ impl State {
     pub fn fixed_routes_to(&self, id: AccountId) -> Vec<Arc<str>> {
         self.routes.fixed_routes_to(id)
     }
+}
+
+/// Public ids are random, so that any part of one is a hash of it.
+fn uuid_hash(uuid: &[u8; 16]) -> u64 {
+    let [first @ .., _, _, _, _, _, _, _, _] = *uuid;
+    u64::from_be_bytes(first)
 }
 
 fn folded_name(directory: &Directory, id: AccountId) -> Cow<'_, str> {

@@ -152,6 +152,7 @@ impl Ledger {
                 Mutation::PutStaticRoute { .. }
                 | Mutation::RemoveStaticRoute { .. }
                 | Mutation::PutRates(_)
+                | Mutation::PutEngines(_)
                 | Mutation::PutNodeAddress(_) => {}
             }
         }
@@ -228,6 +229,7 @@ impl Ledger {
                 Mutation::PutStaticRoute { .. }
                 | Mutation::RemoveStaticRoute { .. }
                 | Mutation::PutRates(_)
+                | Mutation::PutEngines(_)
                 | Mutation::PutNodeAddress(_) => {}
             }
         }

@@ -49,6 +49,8 @@ pub enum Mutation {
     },
     /// Code of the asset and decimal text of its rate. Replaces all rates.
     PutRates(Vec<(Box<str>, Box<str>)>),
+    /// Code of the asset and URL of the settlement engine that its accounts use. Replaces all engines.
+    PutEngines(Vec<(Box<str>, Box<str>)>),
     PutNodeAddress(Box<str>),
 }
 
@@ -130,6 +132,8 @@ pub struct Book {
     pub static_routes: Vec<(Arc<str>, AccountId)>,
     /// By ascending code.
     pub rates: Vec<(Box<str>, Box<str>)>,
+    /// By ascending code.
+    pub engines: Vec<(Box<str>, Box<str>)>,
     pub node_address: Option<Box<str>>,
     /// The number of the next account. Above every number ever given, also to accounts that are no more.
     pub next_account_id: u32,
@@ -190,6 +194,10 @@ impl Book {
             Mutation::PutRates(rates) => {
                 self.rates.clone_from(rates);
                 self.rates.sort();
+            }
+            Mutation::PutEngines(engines) => {
+                self.engines.clone_from(engines);
+                self.engines.sort();
             }
             Mutation::PutNodeAddress(address) => self.node_address = Some(address.clone()),
         }

@@ -127,16 +127,22 @@ impl RocksStore {
             Mutation::RemoveStaticRoute { prefix } => {
                 batch.delete_cf(family(family::ROUTES), prefix.as_bytes());
             }
-            Mutation::PutRates(rates) => {
-                let family = family(family::RATES);
-                batch.delete_range_cf(family, &[][..], schema::RATES_END);
-                for (code, rate) in rates {
-                    batch.put_cf(family, code.as_bytes(), rate.as_bytes());
-                }
-            }
+            Mutation::PutRates(rates) => self.replace_texts(batch, family::RATES, rates),
+            Mutation::PutEngines(engines) => self.replace_texts(batch, family::ENGINES, engines),
             Mutation::PutNodeAddress(address) => {
                 batch.put_cf(family(family::META), meta::NODE_ADDRESS, address.as_bytes());
             }
+        }
+    }
+}
+
+impl RocksStore {
+    /// Replaces everything in a family of texts by their codes.
+    fn replace_texts(&self, batch: &mut WriteBatch, family: &str, texts: &[(Box<str>, Box<str>)]) {
+        let family = self.db.family(family);
+        batch.delete_range_cf(family, &[][..], schema::CODES_END);
+        for (code, text) in texts {
+            batch.put_cf(family, code.as_bytes(), text.as_bytes());
         }
     }
 }
@@ -154,18 +160,14 @@ impl Store for RocksStore {
             static_routes.push((schema::read_text(prefix)?.into(), schema::read_account_key(next_hop)?));
             Ok(())
         })?;
-        let mut rates = Vec::new();
-        view.each(family::RATES, |code, rate| {
-            rates.push((schema::read_text(code)?.into(), schema::read_text(rate)?.into()));
-            Ok(())
-        })?;
         let node_address = view.meta(meta::NODE_ADDRESS)?;
         Ok(Book {
             positions: view.positions(assets.len())?,
             assets,
             accounts,
             static_routes,
-            rates,
+            rates: view.texts(family::RATES)?,
+            engines: view.texts(family::ENGINES)?,
             node_address: node_address
                 .as_deref()
                 .map(schema::read_text)
@@ -279,6 +281,16 @@ impl<'a> View<'a> {
             Ok(())
         })?;
         Ok(assets)
+    }
+
+    /// A family of texts by their codes.
+    fn texts(&self, name: &str) -> Result<Vec<(Box<str>, Box<str>)>, ReadError> {
+        let mut texts = Vec::new();
+        self.each(name, |code, text| {
+            texts.push((schema::read_text(code)?.into(), schema::read_text(text)?.into()));
+            Ok(())
+        })?;
+        Ok(texts)
     }
 
     /// One per asset; an asset in which nothing was ever moved has none stored.
@@ -487,14 +499,12 @@ mod tests {
             prefix: prefix.into(),
             next_hop: AccountId::new(next_hop),
         };
-        let rates = |rates: &[(&str, &str)]| {
-            Mutation::PutRates(
-                rates
-                    .iter()
-                    .map(|(code, rate)| ((*code).into(), (*rate).into()))
-                    .collect(),
-            )
+        let texts = |texts: &[(&str, &str)]| -> Vec<(Box<str>, Box<str>)> {
+            let text = |(code, text): &(&str, &str)| ((*code).into(), (*text).into());
+            texts.iter().map(text).collect()
         };
+        let rates = |rates| Mutation::PutRates(texts(rates));
+        let engines = |engines| Mutation::PutEngines(texts(engines));
         let mut more = vec![
             route("", 0),
             route("test.west", 1),
@@ -505,6 +515,8 @@ mod tests {
             },
             rates(&[("ABC", "1"), ("OLD", "5")]),
             rates(&[("XYZ", "0.25"), ("ABC", "2"), ("\u{10FFFF}", "3")]),
+            engines(&[("ABC", "http://old/"), ("OLD", "http://old/")]),
+            engines(&[("XYZ", "http://127.0.0.1:3001/"), ("ABC", "https://engine.example/a")]),
             Mutation::PutNodeAddress("test.node".into()),
             Mutation::DeleteAccount {
                 id: AccountId::new(2),

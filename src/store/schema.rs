@@ -12,6 +12,7 @@
 //! | positions | asset, u16          | our own position, i128: positive is what we have gained     |
 //! | routes    | prefix              | next hop: account, u32                                      |
 //! | rates     | code                | decimal text                                                |
+//! | engines   | code                | URL of the settlement engine of accounts in that asset      |
 
 use std::sync::Arc;
 
@@ -33,8 +34,9 @@ pub mod family {
     pub const POSITIONS: &str = "positions";
     pub const ROUTES: &str = "routes";
     pub const RATES: &str = "rates";
+    pub const ENGINES: &str = "engines";
 
-    pub const ALL: [&str; 7] = [META, ASSETS, ACCOUNTS, BALANCES, POSITIONS, ROUTES, RATES];
+    pub const ALL: [&str; 8] = [META, ASSETS, ACCOUNTS, BALANCES, POSITIONS, ROUTES, RATES, ENGINES];
 }
 
 /// Keys of the family `meta`.
@@ -49,8 +51,8 @@ pub mod meta {
     pub const NEXT_ACCOUNT_ID: &[u8] = b"next_account_id";
 }
 
-/// Above every rate's key: those are UTF-8, which has no such byte.
-pub const RATES_END: &[u8] = &[0xff];
+/// Above every code: those are UTF-8, which has no such byte.
+pub const CODES_END: &[u8] = &[0xff];
 
 /// Bytes that are none of ours: says what was expected.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
