@@ -40,6 +40,7 @@ needs-build:
 
 needs-test: needs-build
 	$(call install,command -v node && command -v npm,nodejs npm)
+	$(call install,command -v curl,curl)
 
 needs-bench: needs-build
 	$(call install,command -v curl,curl)

@@ -4,9 +4,7 @@
 mod support;
 
 use std::io::{BufRead, BufReader, Write};
-use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::OnceLock;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
@@ -16,54 +14,16 @@ use clearway::wire::timestamp::Timestamp;
 use serde_json::{Value, json};
 use support::btp_peer::BtpPeer;
 use support::http_peer::HttpPeer;
+use support::javascript::scripts;
 use support::node::{Node, Options, expect_balance};
 use support::packet::{Prepare, Reply};
 use support::party::{Party, Via};
 use support::random::Random;
 use support::rule::Rule;
-use support::within;
+use support::{free_port, within};
 
 /// Node.js takes its time to start on a busy machine.
 const SCRIPT_LIMIT: Duration = Duration::from_secs(30);
-
-/// A copy of the scripts with their packages, below the target folder; made once.
-fn scripts() -> &'static Path {
-    static SCRIPTS: OnceLock<PathBuf> = OnceLock::new();
-    SCRIPTS.get_or_init(|| {
-        let source = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("javascript");
-        std::fs::create_dir_all(&folder).expect("the target folder is writable");
-        let copy = |from: &str, name: &str| {
-            let bytes = std::fs::read(source.join(from).join(name)).expect("part of the project");
-            std::fs::write(folder.join(name), &bytes).expect("the target folder is writable");
-            bytes
-        };
-        copy("tests/js", "package.json");
-        copy("tests/js", ".npmrc");
-        copy("tests/js", "peer.js");
-        copy("docs/walkthrough", "send.js");
-        copy("docs/walkthrough", "receive.js");
-        let lock = copy("tests/js", "package-lock.json");
-        // Written last, so it is there only when all packages are.
-        let installed = folder.join("node_modules/installed-from.json");
-        if std::fs::read(&installed).is_ok_and(|from| from == lock) {
-            return folder;
-        }
-        let npm = Command::new("npm")
-            .args(["ci", "--ignore-scripts"])
-            .current_dir(&folder)
-            .stdin(Stdio::null())
-            .output();
-        let npm = npm.unwrap_or_else(|error| panic!("npm cannot be run ({error}): install Node.js 18 or later"));
-        assert!(
-            npm.status.success(),
-            "npm ci failed: {}",
-            String::from_utf8_lossy(&npm.stderr)
-        );
-        std::fs::write(&installed, &lock).expect("the target folder is writable");
-        folder
-    })
-}
 
 /// A script that runs; ended when dropped.
 struct Script {
@@ -142,12 +102,6 @@ impl Drop for Script {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
-}
-
-/// A port that was free a moment ago.
-fn free_port() -> u16 {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
-    listener.local_addr().expect("a bound socket has an address").port()
 }
 
 fn hex(bytes: &[u8]) -> String {

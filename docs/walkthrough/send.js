@@ -5,13 +5,17 @@ const { createServer } = require('http')
 const ilp = require('ilp-packet')
 const [node = 'http://127.0.0.1:7770', to = 'local.host.bob', from = 'local.host.alice', port = '7780'] =
   process.argv.slice(2)
+let paid
 
 createServer(async (request, response) => {
   const prepare = ilp.deserializeIlpPrepare(Buffer.concat(await request.toArray()))
+  await paid // bob pays back as soon as he is paid, perhaps before we hear of it
   console.log(`alice received ${prepare.amount} back`)
   response.on('finish', () => process.exit(0))
   response.end(ilp.serializeIlpFulfill({ fulfillment: prepare.data.subarray(0, 32), data: Buffer.alloc(0) }))
-}).listen(Number(port), '127.0.0.1', async () => {
+}).listen(Number(port), '127.0.0.1', () => { paid = pay() })
+
+async function pay () {
   const preimage = randomBytes(32)
   const body = ilp.serializeIlpPrepare({
     amount: '1000',
@@ -25,4 +29,4 @@ createServer(async (request, response) => {
   const reply = ilp.deserializeIlpReply(Buffer.from(await answer.arrayBuffer()))
   console.log(ilp.isFulfill(reply) ? `alice paid 1000 to ${to}` : reply)
   if (!ilp.isFulfill(reply)) process.exit(1)
-})
+}

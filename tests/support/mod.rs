@@ -10,6 +10,7 @@ pub mod btp_peer;
 pub mod http;
 pub mod http_peer;
 pub mod hub;
+pub mod javascript;
 pub mod node;
 pub mod packet;
 pub mod party;
@@ -37,4 +38,10 @@ pub fn within<T>(limit: Duration, what: &str, mut check: impl FnMut() -> Option<
         assert!(begun.elapsed() < limit, "not within {limit:?}: {what}");
         std::thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// A port that was free a moment ago.
+pub fn free_port() -> u16 {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    listener.local_addr().expect("a bound socket has an address").port()
 }
