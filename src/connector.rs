@@ -15,15 +15,15 @@ use crossbeam::channel::{Receiver, Sender, bounded};
 use glommio::{LocalExecutorBuilder, Placement};
 
 use crate::api::{self, Api};
-use crate::config::Config;
+use crate::config::{self, AccountName, Config};
 use crate::control::{Control, Readiness, StartError};
 use crate::keys::Keys;
+use crate::logs;
 use crate::net::listener;
 use crate::net::ring::Unsupported;
 use crate::net::{Ring, Waker};
 use crate::pipeline::Settings;
 use crate::pipeline::forward::Windows;
-use crate::pipeline::rates::Decimal;
 use crate::shard::clock::Clock;
 use crate::shard::control::Pending;
 use crate::shard::dialing::Lookup;
@@ -87,7 +87,7 @@ impl Connector {
         keys: &Keys,
         progress: &mut dyn FnMut(&str),
         give_back_memory: fn(),
-        change_log_filter: Arc<api::LogFilterChange>,
+        change_log_filter: logs::Change,
     ) -> Result<Self, ConnectorError> {
         check_kernel()?;
         let bind =
@@ -159,7 +159,7 @@ impl Connector {
         drop(shared);
         drop(http_listener);
 
-        start_api(&control, keys, change_log_filter, &api_receiver)?;
+        start_api(&control, api_settings(config, keys, change_log_filter), &api_receiver)?;
         start_lookups(&lookup_receiver)?;
         control.set_readiness(Readiness::Ready);
         Ok(Self {
@@ -235,7 +235,7 @@ fn settings(config: &Config) -> Settings {
             message_window_ms: u64::from(config.min_message_window_ms),
             hold_ms_max: u64::from(config.max_hold_time_ms),
         },
-        spread: Decimal::zero(),
+        spread: config.exchange_rate.spread.clone(),
     }
 }
 
@@ -301,20 +301,28 @@ fn available_cores() -> usize {
     thread::available_parallelism().map_or(1, usize::from)
 }
 
-fn start_api(
-    control: &Arc<Control>,
-    keys: &Keys,
-    change_log_filter: Arc<api::LogFilterChange>,
-    requests: &Receiver<Pending>,
-) -> Result<(), ConnectorError> {
-    let settings = api::Settings {
+fn api_settings(config: &Config, keys: &Keys, change_log_filter: logs::Change) -> api::Settings {
+    api::Settings {
         admin_auth_token: (*keys.admin_auth_token).into(),
-        open_reads: true,
-        balance_format: api::BalanceFormat::default(),
-        default_spsp_account: None,
+        open_reads: config.api_open_reads,
+        balance_format: match config.api_balance_format {
+            config::BalanceFormat::Integer => api::BalanceFormat::Integer,
+            config::BalanceFormat::Scaled => api::BalanceFormat::Scaled,
+        },
+        default_spsp_account: config.default_spsp_account.as_ref().map(|name| match name {
+            AccountName::Username(username) => username.clone(),
+            AccountName::Id(id) => id.to_string().into(),
+        }),
         tokens: TokenMaker::new(&keys.secret_seed),
         change_log_filter,
-    };
+    }
+}
+
+fn start_api(
+    control: &Arc<Control>,
+    settings: api::Settings,
+    requests: &Receiver<Pending>,
+) -> Result<(), ConnectorError> {
     let api = Arc::new(Api::new(Arc::clone(control), settings));
     for number in 0..API_THREADS {
         let (api, requests) = (Arc::clone(&api), requests.clone());

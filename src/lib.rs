@@ -18,6 +18,7 @@
 //! shard/         * all that one core owns, and its loop: gather, handle, send, sleep
 //! control/         the cold half of the node: a change is validated, made durable, then published to all shards
 //! api/             the operator's HTTP API: paths, authorization, JSON, errors; on threads of its own
+//! logs             which log lines are written, changed while the node runs
 //! config, keys     where settings and secrets come from
 //! cli/             commands that ask a node, and those beside a node: check, backup
 //! connector        opens the store, starts everything, stops it in reverse
@@ -59,6 +60,8 @@ pub mod shard;
 pub mod control;
 
 pub mod api;
+
+pub mod logs;
 
 pub mod config;
 

@@ -1,6 +1,7 @@
 //! Reads the configuration, runs the connector, returns an exit code: 0 for an orderly end, 2 for a configuration that
 //! cannot be used, 1 for anything else.
 
+use std::ffi::OsString;
 use std::io::Write;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -10,7 +11,7 @@ use clearway::cli;
 use clearway::config::{self, Command, Config};
 use clearway::connector::Connector;
 use clearway::keys::{self, Keys, Origin};
-use tracing_subscriber::EnvFilter;
+use clearway::logs::LogFilter;
 
 // Packets allocate little; API calls and links allocate small and often, from several threads, and free on others.
 // mimalloc gives memory of such use back to the system, which glibc's allocator does not.
@@ -18,21 +19,28 @@ use tracing_subscriber::EnvFilter;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    let arguments: Vec<String> = std::env::args().collect();
+    let Ok(arguments) = std::env::args_os()
+        .map(OsString::into_string)
+        .collect::<Result<Vec<_>, _>>()
+    else {
+        eprintln!("clearway: the command line: not UTF-8");
+        return ExitCode::from(2);
+    };
     if let Some(code) = cli::run(&arguments) {
         return code;
     }
-    let sources = config::sources::Sources {
-        arguments,
-        environment: std::env::vars_os()
-            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
-            .collect(),
-        read_file: &config::sources::read_file,
-        read_stdin: &mut |forced| config::sources::read_standard_input(forced, &|notice| eprintln!("{notice}")),
-    };
-    let config = match config::read(sources) {
+    let command = config::sources::read_environment(std::env::vars_os()).and_then(|environment| {
+        config::read(config::sources::Sources {
+            arguments,
+            environment,
+            read_file: &config::sources::read_file,
+            read_stdin: &mut |forced| config::sources::read_standard_input(forced, &|notice| eprintln!("{notice}")),
+        })
+    });
+    let config = match command {
         Ok(Command::Print(text)) => {
-            print!("{text}");
+            // Nobody may be listening any more.
+            let _ = std::io::stdout().write_all(text.as_bytes());
             return ExitCode::SUCCESS;
         }
         Ok(Command::Run(config)) => config,
@@ -52,11 +60,7 @@ fn main() -> ExitCode {
 
 fn run(config: &Config) -> Result<(), Box<dyn std::error::Error>> {
     keep_memory_small();
-    let filter = EnvFilter::try_new(&config.log_filter)?;
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_ansi(false)
-        .init();
+    let log_filter = LogFilter::start(config.log_filter.clone())?;
     // Our own mistake ends the process: a ledger that went on after a broken assertion could lie.
     let report = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
@@ -80,13 +84,7 @@ fn run(config: &Config) -> Result<(), Box<dyn std::error::Error>> {
         give_back_memory();
         say(&format!("clearway {}: {step}", env!("CARGO_PKG_VERSION")));
     };
-    let connector = Connector::start(
-        config,
-        &keys,
-        &mut progress,
-        give_back_memory,
-        Arc::new(|_: &str| Err("not wired".to_owned())),
-    )?;
+    let connector = Connector::start(config, &keys, &mut progress, give_back_memory, log_filter.into_change())?;
     give_back_memory();
     say(&start_message(config, &keys, &connector));
     signals.wait();

@@ -586,6 +586,38 @@ fn amounts_are_converted_between_assets_and_rounded_down() {
 }
 
 #[test]
+fn the_node_keeps_its_spread_of_what_it_converts() {
+    let arguments = ["--exchange_rate.spread", "0.01"].map(str::to_owned).to_vec();
+    let node = Node::start_with(Options {
+        shards: 2,
+        arguments,
+        ..Options::default()
+    });
+    let alice = Party::simple(&node, "alice", Via::BtpToNode);
+    let carol = Party::simple(&node, "carol", Via::BtpToNode);
+    let in_xyz = json!({"asset_code": "XYZ", "asset_scale": 6});
+    let bob = Party::join(&node, "bob", Via::Http, Rule::fulfill(), &in_xyz);
+    let api = node.api();
+    api.put("/rates", &json!({"ABC": 1, "XYZ": "2"}));
+    let pay = |to: &str, amount| alice.pay(&Prepare::new(&format!("test.hub.{to}"), amount));
+
+    assert_eq!(pay("bob", 1_000_000).code(), "fulfill");
+    assert_eq!(bob.rule.received_one().amount, 495, "500 less one percent");
+    assert_eq!(pay("bob", 2_021).code(), "fulfill");
+    assert_eq!(
+        bob.rule.received().pop().map(|arrived| arrived.amount),
+        Some(1),
+        "1.000395 rounds down"
+    );
+    assert_eq!(pay("bob", 2_020).code(), "R01", "0.9999 would be nothing");
+    assert_eq!(pay("carol", 1_000).code(), "fulfill");
+    assert_eq!(carol.rule.received_one().amount, 1_000, "nothing was converted");
+    expect_balance(&api, "alice", -1_000_000 - 2_021 - 1_000);
+    expect_balance(&api, "bob", 495 + 1);
+    api.audit();
+}
+
+#[test]
 fn a_packet_may_come_back_to_its_sender() {
     let node = Node::start();
     let alice = Party::simple(&node, "alice", Via::BtpToNode);

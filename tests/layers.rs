@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// From the ground up: a floor, and what it may import.
-const FLOORS: [(&str, &[&str]); 14] = [
+const FLOORS: [(&str, &[&str]); 15] = [
     ("wire", &[]),
     ("ledger", &["wire"]),
     ("routing", &["wire", "ledger"]),
@@ -18,12 +18,15 @@ const FLOORS: [(&str, &[&str]); 14] = [
         "shard",
         &["wire", "ledger", "routing", "pipeline", "link", "store", "net"],
     ),
+    ("logs", &[]),
     ("control", &["wire", "ledger", "routing", "pipeline", "store", "shard"]),
     (
         "api",
-        &["wire", "ledger", "routing", "pipeline", "stream", "shard", "control"],
+        &[
+            "wire", "ledger", "routing", "pipeline", "stream", "shard", "logs", "control",
+        ],
     ),
-    ("config", &["wire", "store"]),
+    ("config", &["wire", "ledger", "pipeline", "store", "logs"]),
     ("keys", &["config"]),
     ("cli", &["store", "config", "keys"]),
 ];

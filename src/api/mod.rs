@@ -31,6 +31,7 @@ use std::time::Instant;
 use crossbeam::channel::Receiver;
 
 use crate::control::Control;
+use crate::logs;
 use crate::shard::clock;
 use crate::shard::control::{ApiRequest, ApiResponse, Pending};
 use crate::stream::secret::TokenMaker;
@@ -42,9 +43,6 @@ use json::Json;
 use path::{Method, Resource};
 use problem::{Kind, Problem};
 
-/// Changes which log lines are written, by directives that are merged into those in force; or says what is wrong.
-pub type LogFilterChange = dyn Fn(&str) -> Result<(), String> + Send + Sync;
-
 /// What the operator decides about the API before the node starts.
 pub struct Settings {
     pub admin_auth_token: Box<str>,
@@ -55,7 +53,8 @@ pub struct Settings {
     pub default_spsp_account: Option<Box<str>>,
     /// Makes the addresses that payers are given.
     pub tokens: TokenMaker,
-    pub change_log_filter: Arc<LogFilterChange>,
+    /// Changes which log lines are written.
+    pub change_log_filter: logs::Change,
 }
 
 /// The API of one node. Any number of threads may answer from it.
@@ -184,7 +183,7 @@ impl Api {
                     (Resource::StaticRoute(prefix), _) => routes::remove(control, &prefix),
                     (Resource::Rates, _) => rates::replace(control, request),
                     (Resource::Engines, _) => engines::merge(control, request),
-                    (Resource::LogLevel, _) => node::change_log_level(&*self.settings.change_log_filter, request),
+                    (Resource::LogLevel, _) => node::change_log_level(&self.settings.change_log_filter, request),
                     (Resource::Audit, _) => node::audit(control),
                     _ => Err(Problem::new(Kind::Internal, "this call is admitted and has no handler")),
                 }

@@ -5,9 +5,9 @@
 use serde::Serialize;
 
 use crate::control::Control;
+use crate::logs;
 use crate::shard::control::{ApiRequest, ApiResponse};
 
-use super::LogFilterChange;
 use super::problem::{Kind, Problem, json_answer, json_answer_with_status, text_answer};
 
 /// `GET /`: 200 while the node serves, 503 with the reason while it does not.
@@ -44,7 +44,7 @@ pub fn health(control: &Control) -> ApiResponse {
 }
 
 /// `PUT /tracing-level`: which log lines are written from now on.
-pub fn change_log_level(change: &LogFilterChange, request: &ApiRequest) -> Result<ApiResponse, Problem> {
+pub fn change_log_level(change: &logs::Change, request: &ApiRequest) -> Result<ApiResponse, Problem> {
     let text = std::str::from_utf8(&request.body)
         .map_err(|_| Problem::new(Kind::BadRequest, "the filter is not UTF-8"))?
         .trim();

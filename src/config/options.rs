@@ -1,17 +1,23 @@
-//! Every option of the node: its name, its default, what it means, and how its text is read.
+//! Every option of the node: its names, its default, what it means, and which reader takes its text.
 //!
-//! Owns the rule that a value must keep on its own. Which source wins, and rules between options, are [`super`]'s.
+//! Owns the table that every source goes through, and the names that other nodes have for our options. How the text of
+//! a value is read, and the rule it must keep on its own, are [`super::values`]'s; which source wins, and rules between
+//! options, [`super`]'s. `docs/settings.md` is the same table for people.
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::store::Durability;
-use crate::wire::address::Address;
 
 use super::Config;
+use super::values::{
+    BalanceFormat, read_account, read_address, read_bool, read_number, read_provider, read_seed, read_socket_address,
+    read_spread, read_token,
+};
 
 /// More shards than any machine has cores for; each is a thread with rings and buffers of its own.
 pub const SHARDS_MAX: usize = 256;
+/// The longest interval in milliseconds: a month. More is a mistake in the unit.
+const INTERVAL_MS_MAX: u64 = 30 * 24 * 60 * 60 * 1_000;
 
 /// One option, whatever source it comes from.
 pub(super) struct OptionSpec {
@@ -20,6 +26,8 @@ pub(super) struct OptionSpec {
     pub(super) value: &'static str,
     /// As the help text shows it. Where it is a value, the reader takes it.
     pub(super) default: &'static str,
+    /// Every character of it counts, also if a document has it as a number.
+    pub(super) is_text: bool,
     pub(super) help: &'static str,
     /// Sets the value, or says which rule it breaks.
     pub(super) set: fn(&mut Config, &str) -> Result<(), String>,
@@ -31,6 +39,7 @@ pub(super) const OPTIONS: &[OptionSpec] = &[
         name: "ilp_address",
         value: "ADDRESS",
         default: "local.host",
+        is_text: true,
         help: "The node's own ILP address; accounts get addresses below it",
         set: |config, text| {
             config.ilp_address = read_address(text)?;
@@ -41,6 +50,7 @@ pub(super) const OPTIONS: &[OptionSpec] = &[
         name: "secret_seed",
         value: "HEX",
         default: "made at the first start, in the data folder",
+        is_text: true,
         help: "64 hex digits; encrypts secrets at rest and must never change",
         set: |config, text| {
             config.secret_seed = Some(read_seed(text)?);
@@ -51,6 +61,7 @@ pub(super) const OPTIONS: &[OptionSpec] = &[
         name: "admin_auth_token",
         value: "TOKEN",
         default: "made at the first start, in the data folder",
+        is_text: true,
         help: "What the operator's calls carry as `Authorization: Bearer TOKEN`",
         set: |config, text| {
             config.admin_auth_token = Some(read_token(text)?);
@@ -61,6 +72,7 @@ pub(super) const OPTIONS: &[OptionSpec] = &[
         name: "http_bind_address",
         value: "IP:PORT",
         default: "127.0.0.1:7770",
+        is_text: false,
         help: "Where the API, ILP-over-HTTP and BTP listen",
         set: |config, text| {
             config.http_bind_address = read_socket_address(text)?;
@@ -71,6 +83,7 @@ pub(super) const OPTIONS: &[OptionSpec] = &[
         name: "settlement_api_bind_address",
         value: "IP:PORT",
         default: "127.0.0.1:7771",
+        is_text: false,
         help: "Where settlement engines reach the node",
         set: |config, text| {
             config.settlement_api_bind_address = read_socket_address(text)?;
@@ -78,9 +91,21 @@ pub(super) const OPTIONS: &[OptionSpec] = &[
         },
     },
     OptionSpec {
+        name: "settlement_api_token",
+        value: "TOKEN",
+        default: "none needed on a loopback address",
+        is_text: true,
+        help: "What settlement engines' calls carry as `Authorization: Bearer TOKEN`",
+        set: |config, text| {
+            config.settlement_api_token = Some(read_token(text)?);
+            Ok(())
+        },
+    },
+    OptionSpec {
         name: "data_dir",
         value: "FOLDER",
         default: "./data",
+        is_text: true,
         help: "Where the ledger, the accounts and the generated secrets are kept",
         set: |config, text| {
             if text.is_empty() {
@@ -94,6 +119,7 @@ pub(super) const OPTIONS: &[OptionSpec] = &[
         name: "shards",
         value: "NUMBER",
         default: "one per core",
+        is_text: false,
         help: "How many threads carry packets, each pinned to a core",
         set: |config, text| {
             config.shards = read_number(text, 1, SHARDS_MAX as u64)? as usize;
@@ -104,6 +130,7 @@ pub(super) const OPTIONS: &[OptionSpec] = &[
         name: "durability",
         value: "MODE",
         default: "commit",
+        is_text: false,
         help: "commit: a Fulfill leaves when it is on disk; relaxed: at once, and a power cut costs flush_interval_ms",
         set: |config, text| {
             config.durability = match text {
@@ -118,6 +145,7 @@ pub(super) const OPTIONS: &[OptionSpec] = &[
         name: "flush_interval_ms",
         value: "MS",
         default: "5",
+        is_text: false,
         help: "How often the ledger is written to disk when durability is relaxed",
         set: |config, text| {
             config.flush_interval = Duration::from_millis(read_number(text, 1, 10_000)?);
@@ -128,6 +156,7 @@ pub(super) const OPTIONS: &[OptionSpec] = &[
         name: "reflect_payments",
         value: "BOOL",
         default: "true",
+        is_text: false,
         help: "Whether a packet may leave to the account it came from",
         set: |config, text| {
             config.reflect_payments = read_bool(text)?;
@@ -138,6 +167,7 @@ pub(super) const OPTIONS: &[OptionSpec] = &[
         name: "echo",
         value: "BOOL",
         default: "true",
+        is_text: false,
         help: "Whether the node answers echo packets to its own address",
         set: |config, text| {
             config.echo = read_bool(text)?;
@@ -148,6 +178,7 @@ pub(super) const OPTIONS: &[OptionSpec] = &[
         name: "min_message_window_ms",
         value: "MS",
         default: "1000",
+        is_text: false,
         help: "How much earlier than the incoming Prepare the outgoing one expires",
         set: |config, text| {
             config.min_message_window_ms = read_number(text, 1, 60_000)? as u32;
@@ -158,66 +189,194 @@ pub(super) const OPTIONS: &[OptionSpec] = &[
         name: "max_hold_time_ms",
         value: "MS",
         default: "30000",
+        is_text: false,
         help: "The longest time a Prepare is held; later expiries are shortened",
         set: |config, text| {
             config.max_hold_time_ms = read_number(text, 1, 600_000)? as u32;
             Ok(())
         },
     },
+    OptionSpec {
+        name: "default_spsp_account",
+        value: "ACCOUNT",
+        default: "not set",
+        is_text: true,
+        help: "User name or UUID of the account that is paid under /.well-known/pay; need not exist yet",
+        set: |config, text| {
+            config.default_spsp_account = Some(read_account(text)?);
+            Ok(())
+        },
+    },
+    OptionSpec {
+        name: "api_balance_format",
+        value: "FORMAT",
+        default: "integer",
+        is_text: false,
+        help: "integer: balances in the smallest unit of their asset; scaled: in whole units, with a fraction",
+        set: |config, text| {
+            config.api_balance_format = match text.to_ascii_lowercase().as_str() {
+                "integer" => BalanceFormat::Integer,
+                "scaled" => BalanceFormat::Scaled,
+                _ => return Err("expected integer or scaled".to_owned()),
+            };
+            Ok(())
+        },
+    },
+    OptionSpec {
+        name: "api_open_reads",
+        value: "BOOL",
+        default: "true",
+        is_text: false,
+        help: "Whether anybody may read routes and rates, and not only the admin and holders of accounts",
+        set: |config, text| {
+            config.api_open_reads = read_bool(text)?;
+            Ok(())
+        },
+    },
+    OptionSpec {
+        name: "allow_private_urls",
+        value: "BOOL",
+        default: "true while http_bind_address is a loopback address",
+        is_text: false,
+        help: "Whether payments may go to payment pointers at private and loopback addresses",
+        set: |config, text| {
+            config.allow_private_urls = Some(read_bool(text)?);
+            Ok(())
+        },
+    },
+    OptionSpec {
+        name: "exchange_rate.provider",
+        value: "PROVIDER",
+        default: "not set",
+        is_text: true,
+        help: "Who is asked for exchange rates: CoinCap, CryptoCompare:KEY, or an http(s) URL",
+        set: |config, text| {
+            config.exchange_rate.provider = Some(read_provider(text)?);
+            Ok(())
+        },
+    },
+    OptionSpec {
+        name: "exchange_rate.poll_interval",
+        value: "MS",
+        default: "60000",
+        is_text: false,
+        help: "How often the provider is asked",
+        set: |config, text| {
+            config.exchange_rate.poll_interval = Duration::from_millis(read_number(text, 1, INTERVAL_MS_MAX)?);
+            Ok(())
+        },
+    },
+    OptionSpec {
+        name: "exchange_rate.poll_failure_tolerance",
+        value: "NUMBER",
+        default: "5",
+        is_text: false,
+        help: "How many times in a row the provider may fail before its rates are dropped",
+        set: |config, text| {
+            config.exchange_rate.poll_failure_tolerance = read_number(text, 0, u32::MAX.into())? as u32;
+            Ok(())
+        },
+    },
+    OptionSpec {
+        name: "exchange_rate.spread",
+        value: "SHARE",
+        default: "0",
+        is_text: false,
+        help: "The share that the node keeps of an amount that it converts: 0.01 is one percent",
+        set: |config, text| {
+            config.exchange_rate.spread = read_spread(text)?;
+            Ok(())
+        },
+    },
+    OptionSpec {
+        name: "route_broadcast_interval",
+        value: "MS",
+        default: "30000",
+        is_text: false,
+        help: "How often routes are announced to peers",
+        set: |config, text| {
+            config.route_broadcast_interval = Duration::from_millis(read_number(text, 1, INTERVAL_MS_MAX)?);
+            Ok(())
+        },
+    },
+    OptionSpec {
+        name: "settle_every",
+        value: "SECONDS",
+        default: "not set",
+        is_text: false,
+        help: "How long a balance above what an account settles to may wait for its threshold",
+        set: |config, text| {
+            config.settle_every = Some(Duration::from_secs(read_number(text, 1, INTERVAL_MS_MAX / 1_000)?));
+            Ok(())
+        },
+    },
+    OptionSpec {
+        name: "prometheus.bind_address",
+        value: "IP:PORT",
+        default: "not set",
+        is_text: false,
+        help: "Where metrics can be read",
+        set: |config, text| {
+            config.prometheus.bind_address = Some(read_socket_address(text)?);
+            Ok(())
+        },
+    },
+    OptionSpec {
+        name: "prometheus.histogram_window",
+        value: "MS",
+        default: "300000",
+        is_text: false,
+        help: "How far back the quantiles of the metrics look",
+        set: |config, text| {
+            config.prometheus.histogram_window = Duration::from_millis(read_number(text, 1, INTERVAL_MS_MAX)?);
+            Ok(())
+        },
+    },
+    OptionSpec {
+        name: "prometheus.histogram_granularity",
+        value: "MS",
+        default: "10000",
+        is_text: false,
+        help: "In which steps that window moves on",
+        set: |config, text| {
+            config.prometheus.histogram_granularity = Duration::from_millis(read_number(text, 1, INTERVAL_MS_MAX)?);
+            Ok(())
+        },
+    },
+];
+
+/// Options that are checked and kept, and that this version does nothing with yet: a start that is given one says so.
+pub(super) const WITHOUT_EFFECT_YET: &[&str] = &[
+    "settlement_api_token",
+    "allow_private_urls",
+    "exchange_rate.provider",
+    "exchange_rate.poll_interval",
+    "exchange_rate.poll_failure_tolerance",
+    "route_broadcast_interval",
+    "settle_every",
+    "prometheus.bind_address",
+    "prometheus.histogram_window",
+    "prometheus.histogram_granularity",
 ];
 
 /// Options of nodes that keep their data elsewhere. Taken from old configurations, and of no effect.
 pub(super) const IGNORED: [&str; 4] = ["database_url", "redis_url", "redis_connection", "database_prefix"];
 
-fn read_address(text: &str) -> Result<Box<str>, String> {
-    match Address::parse(text.as_bytes()) {
-        Ok(address) if matches!(address.scheme(), "peer" | "self") => {
-            Err("the schemes peer and self are not for nodes".to_owned())
-        }
-        Ok(address) => Ok(address.as_str().into()),
-        Err(error) => Err(error.to_string()),
-    }
-}
+/// Names that other nodes' configurations have for our options and tables, in any case, and ours.
+pub(super) const ALIASES: [(&str, &str); 5] = [
+    ("exchange_rate_provider", "exchange_rate.provider"),
+    ("exchange_rate_poll_interval", "exchange_rate.poll_interval"),
+    (
+        "exchange_rate_poll_failure_tolerance",
+        "exchange_rate.poll_failure_tolerance",
+    ),
+    ("exchange_rate_spread", "exchange_rate.spread"),
+    ("prometheusconfig", "prometheus"),
+];
 
-/// 64 hex digits. The message does not repeat what it refuses.
-pub(crate) fn read_seed(text: &str) -> Result<[u8; 32], String> {
-    let mut seed = [0; 32];
-    let digits: Option<Vec<u8>> = text.chars().map(|c| c.to_digit(16).map(|digit| digit as u8)).collect();
-    match digits {
-        Some(digits) if digits.len() == 2 * seed.len() => {
-            for (byte, pair) in seed.iter_mut().zip(digits.chunks_exact(2)) {
-                *byte = pair[0] << 4 | pair[1];
-            }
-            Ok(seed)
-        }
-        _ => Err("expected 64 hex digits (in YAML and TOML in quotation marks)".to_owned()),
-    }
-}
-
-/// What a header can carry and a call can be compared with. The message does not repeat what it refuses.
-pub(crate) fn read_token(text: &str) -> Result<Box<str>, String> {
-    let is_sendable = text.bytes().all(|byte| matches!(byte, b' '..=b'~')) && text.trim() == text;
-    if is_sendable && (1..=1_024).contains(&text.len()) {
-        Ok(text.into())
-    } else {
-        Err("expected 1 to 1024 characters of visible ASCII, blanks only in between".to_owned())
-    }
-}
-
-fn read_socket_address(text: &str) -> Result<SocketAddr, String> {
-    text.parse()
-        .map_err(|_| "expected an address and a port, for instance 127.0.0.1:7770 or [::1]:7770".to_owned())
-}
-
-fn read_number(text: &str, min: u64, max: u64) -> Result<u64, String> {
-    let number = text.parse().ok().filter(|number| (min..=max).contains(number));
-    number.ok_or_else(|| format!("expected an integer from {min} to {max}"))
-}
-
-fn read_bool(text: &str) -> Result<bool, String> {
-    match text.to_ascii_lowercase().as_str() {
-        "true" => Ok(true),
-        "false" => Ok(false),
-        _ => Err("expected true or false".to_owned()),
-    }
+/// Our own name of an option, or of one in a table, by any of its names.
+pub(super) fn own_name(name: &str) -> String {
+    let (first, rest) = name.split_at(name.find('.').unwrap_or(name.len()));
+    let alias = ALIASES.iter().find(|(alias, _)| alias.eq_ignore_ascii_case(first));
+    alias.map_or_else(|| name.to_owned(), |(_, own)| format!("{own}{rest}"))
 }

@@ -1,26 +1,26 @@
-//! Where options come from: the environment, documents in YAML, JSON or TOML, standard input, and the file itself.
+//! Where options come from: the environment, standard input, and a file.
 //!
-//! Owns turning each of them into names and values in text. Which names there are, and what a value may be, is the
-//! business of [`super`]. The two readers that touch the process ([`read_file`], [`read_standard_input`]) are
-//! handed to [`super::read`], so that tests can do without them.
+//! Owns reading them, and names and values in the environment. Which names there are, and what a value may be, is the
+//! business of [`super`]; names and values in texts are [`super::document`]'s. The readers that touch the process
+//! ([`read_environment`], [`read_file`], [`read_standard_input`]) are handed to [`super::read`], so that tests can do
+//! without them.
 
+use std::ffi::OsString;
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileTypeExt;
-use std::path::Path;
 use std::sync::mpsc;
 use std::time::Duration;
 
-use serde_json::Value;
-
 use super::ConfigError;
+use super::options::own_name;
 
+/// Which log lines are written; the one setting that only the environment has, under the name all Rust programs use.
+pub const LOG_VARIABLE: &str = "RUST_LOG";
 /// No configuration is longer.
 const DOCUMENT_BYTES_MAX: u64 = 1 << 20;
-/// How deep tables may lie in each other.
-const DEPTH_MAX: usize = 8;
 /// When an operator is told that the node waits for standard input.
 const STDIN_NOTICE_AFTER: Duration = Duration::from_secs(1);
 /// When the node starts without it: a supervisor may leave a pipe open for ever.
@@ -59,155 +59,77 @@ impl fmt::Display for Source {
     }
 }
 
-/// An option as some source gives it.
-#[derive(Clone, PartialEq, Eq, Debug)]
+/// An option as some source gives it. Has no `Debug`: it would print secrets.
+#[derive(Clone, PartialEq, Eq)]
 pub struct Given {
-    /// With underscores, and dots between the names of nested tables.
+    /// Our own name, with underscores, and dots between the names of nested tables.
     pub name: String,
     pub value: String,
+    /// False: a number or a truth, and the source may have had other characters for it.
+    pub as_written: bool,
     pub source: Source,
+}
+
+impl Given {
+    /// An option by any of its names. A table below `exchange_rate.provider` has one member, the provider with its key.
+    pub fn new(name: &str, value: String, as_written: bool, source: Source) -> Self {
+        let name = own_name(name);
+        let (name, value) = match name.strip_prefix("exchange_rate.provider.") {
+            Some(provider) => ("exchange_rate.provider".to_owned(), format!("{provider}:{value}")),
+            None => (name, value),
+        };
+        Self {
+            name,
+            value,
+            as_written,
+            source,
+        }
+    }
 }
 
 /// Every variable that begins with `ILP_`, in any case, except those of the command-line client.
 pub fn from_environment(environment: &[(String, String)]) -> Vec<Given> {
-    let mut given: Vec<Given> = environment
+    // Of two names of one option our own wins, and `ILP_ADDRESS` over `ILP_ILP_ADDRESS`. Beyond that the environment has
+    // no order: then the spelling decides, which is the same at every start.
+    let mut given: Vec<((bool, String), Given)> = environment
         .iter()
         .filter_map(|(variable, value)| {
             let lower = variable.to_ascii_lowercase();
             let name = lower.strip_prefix("ilp_").filter(|name| !name.starts_with("cli_"))?;
-            // The prefix is part of this one name: ILP_ADDRESS.
-            let name = if name == "address" {
-                "ilp_address".to_owned()
-            } else {
-                name.replace("__", ".")
+            let name = match name {
+                // The prefix is part of this one name.
+                "address" => "ilp_address".to_owned(),
+                name => name.replace("__", "."),
             };
-            Some(Given {
-                name,
-                value: value.clone(),
-                source: Source::Environment(variable.clone()),
-            })
+            let source = Source::Environment(variable.clone());
+            let option = Given::new(&name, value.clone(), true, source);
+            let is_other_name = option.name != name || lower == "ilp_ilp_address";
+            Some(((is_other_name, variable.clone()), option))
         })
         .collect();
-    // The environment has no order. ILP_ADDRESS comes before ILP_ILP_ADDRESS this way, and wins.
-    given.sort_by_cached_key(|option| option.source.to_string());
-    given
+    given.sort_by(|(one, _), (other, _)| one.cmp(other));
+    given.into_iter().map(|(_, option)| option).collect()
 }
 
-/// A text with options, and what is known of its format.
-pub enum Document<'a> {
-    Stdin,
-    /// The extension of the path tells.
-    File(&'a str),
-}
-
-/// Reads a document. Nested tables become names with dots.
-pub fn from_document(text: &str, document: Document<'_>) -> Result<Vec<Given>, ConfigError> {
-    let (source, value) = match document {
-        Document::Stdin => (Source::Stdin, json(text).or_else(|_| yaml(text))),
-        Document::File(path) => {
-            let extension = Path::new(path)
-                .extension()
-                .and_then(|extension| extension.to_str())
-                .unwrap_or("");
-            let value = match extension.to_ascii_lowercase().as_str() {
-                "json" => json(text),
-                "toml" => toml(text),
-                "yaml" | "yml" => yaml(text),
-                // A text that several of them take means the same in all.
-                _ => json(text).or_else(|_| toml(text)).or_else(|_| yaml(text)),
-            };
-            (Source::File(path.to_owned()), value)
-        }
-    };
-    let unreadable = |reason| ConfigError::Unreadable {
-        place: source.to_string(),
-        reason,
-    };
-    let mut given = Vec::new();
-    match value.map_err(unreadable)? {
-        Value::Null => {}
-        Value::Object(members) => flatten("", members, DEPTH_MAX, &source, &mut given)?,
-        _ => return Err(unreadable("expected names and values".to_owned())),
-    }
-    Ok(given)
-}
-
-// The messages of these parsers name a line, and may repeat what stands there: so only the line is taken over.
-
-fn json(text: &str) -> Result<Value, String> {
-    if text.trim().is_empty() {
-        return Ok(Value::Null);
-    }
-    serde_json::from_str(text).map_err(|error| format!("this is no JSON: line {}", error.line()))
-}
-
-fn yaml(text: &str) -> Result<Value, String> {
-    serde_yaml_ng::from_str(text).map_err(|error| match error.location() {
-        Some(location) => format!("this is no YAML: line {}", location.line()),
-        None => "this is no YAML".to_owned(),
-    })
-}
-
-fn toml(text: &str) -> Result<Value, String> {
-    toml::from_str(text).map_err(|error| match error.span() {
-        Some(span) => format!("this is no TOML: line {}", text[..span.start].matches('\n').count() + 1),
-        None => "this is no TOML".to_owned(),
-    })
-}
-
-fn flatten(
-    prefix: &str,
-    members: serde_json::Map<String, Value>,
-    depth: usize,
-    source: &Source,
-    given: &mut Vec<Given>,
-) -> Result<(), ConfigError> {
-    for (key, value) in members {
-        let name = format!("{prefix}{}", key.replace('-', "_"));
-        let invalid = |rule: &str| ConfigError::Invalid {
-            option: name.clone(),
-            place: source.to_string(),
-            rule: rule.to_owned(),
-        };
-        let value = match value {
-            Value::Null => continue,
-            Value::Bool(value) => value.to_string(),
-            Value::Number(value) => value.to_string(),
-            Value::String(value) => value,
-            Value::Array(_) => return Err(invalid("expected one value")),
-            Value::Object(_) if depth == 0 => return Err(invalid("lies too deep")),
-            Value::Object(members) => {
-                flatten(&format!("{name}."), members, depth - 1, source, given)?;
-                continue;
+/// The environment of this process. What is no text cannot be an option's value, and is no concern of ours elsewhere.
+pub fn read_environment(
+    variables: impl Iterator<Item = (OsString, OsString)>,
+) -> Result<Vec<(String, String)>, ConfigError> {
+    let mut environment = Vec::new();
+    for (name, value) in variables {
+        let Ok(name) = name.into_string() else { continue };
+        match value.into_string() {
+            Ok(value) => environment.push((name, value)),
+            Err(_) if name == LOG_VARIABLE || !from_environment(&[(name.clone(), String::new())]).is_empty() => {
+                return Err(ConfigError::Unreadable {
+                    place: Source::Environment(name).to_string(),
+                    reason: "the value is not UTF-8".to_owned(),
+                });
             }
-        };
-        if given.iter().any(|other| other.name == name) {
-            return Err(invalid("is there twice"));
+            Err(_) => {}
         }
-        given.push(Given {
-            name,
-            value,
-            source: source.clone(),
-        });
     }
-    Ok(())
-}
-
-/// The directives of `RUST_LOG` in our own names: unit files written for another node name its crates, and mean the
-/// whole program.
-pub fn log_filter(text: &str) -> String {
-    let translate = |directive: &str| {
-        let directive = directive.trim();
-        let (target, level) = directive
-            .split_once('=')
-            .map_or((directive, None), |(target, level)| (target, Some(level)));
-        let krate = target.split("::").next().unwrap_or_default().replace('-', "_");
-        if krate != "ilp" && krate != "interledger" && !krate.starts_with("interledger_") {
-            return directive.to_owned();
-        }
-        level.map_or("clearway".to_owned(), |level| format!("clearway={level}"))
-    };
-    text.split(',').map(translate).collect::<Vec<_>>().join(",")
+    Ok(environment)
 }
 
 /// Reads a configuration file.
@@ -256,4 +178,90 @@ fn read_bounded(file: File) -> io::Result<String> {
         return Err(io::Error::other(format!("longer than {DOCUMENT_BYTES_MAX} bytes")));
     }
     Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::ffi::OsStringExt;
+
+    use super::*;
+
+    #[test]
+    fn names_in_the_environment() {
+        for (environment, options) in [
+            ("ILP_SHARDS=2", "shards=2"),
+            ("ilp_shards=2", "shards=2"),
+            ("Ilp_Shards=2", "shards=2"),
+            ("ILP_DATA_DIR=x", "data_dir=x"),
+            ("ILP_EXCHANGE_RATE__SPREAD=0.1", "exchange_rate.spread=0.1"),
+            ("ILP_EXCHANGE_RATE_SPREAD=0.1", "exchange_rate.spread=0.1"),
+            (
+                "ilp_exchange_rate__provider__CryptoCompare=k",
+                "exchange_rate.provider=cryptocompare:k",
+            ),
+            ("ILP_PROMETHEUSCONFIG__BIND_ADDRESS=x", "prometheus.bind_address=x"),
+            ("ILP_ADDRESS=g.one", "ilp_address=g.one"),
+            ("ILP_ILP_ADDRESS=g.two", "ilp_address=g.two"),
+            (
+                "ilp_ILP_address=g.two ilp_address=g.one",
+                "ilp_address=g.one ilp_address=g.two",
+            ),
+            (
+                "ILP_ILP_ADDRESS=g.two ILP_ADDRESS=g.one",
+                "ilp_address=g.one ilp_address=g.two",
+            ),
+            (
+                "ILP_EXCHANGE_RATE_SPREAD=1 ilp_exchange_rate__spread=2",
+                "exchange_rate.spread=2 exchange_rate.spread=1",
+            ),
+            (
+                "ILP_CLI_NODE_URL=x ILP_CLI_API_AUTH=x Ilp_Cli_Other=x ILPX=x XILP_SHARDS=2",
+                "",
+            ),
+        ] {
+            let variables: Vec<(String, String)> = environment
+                .split(' ')
+                .filter_map(|pair| pair.split_once('='))
+                .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                .collect();
+            let given = from_environment(&variables);
+            let shown: Vec<String> = given
+                .iter()
+                .map(|option| format!("{}={}", option.name, option.value))
+                .collect();
+            assert_eq!(shown.join(" "), options, "{environment}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_text_is_refused_where_it_matters() {
+        let no_text = || OsString::from_vec(vec![b'a', 0xff]);
+        for (name, refused) in [
+            ("ILP_DATA_DIR", true),
+            ("ilp_admin_auth_token", true),
+            ("RUST_LOG", true),
+            ("ILP_CLI_API_AUTH", false),
+            ("LS_COLORS", false),
+        ] {
+            let read = read_environment([(name.into(), no_text())].into_iter());
+            assert_eq!(read.is_err(), refused, "{name}");
+            let said = read.map_or_else(|error| error.to_string(), |_| String::new());
+            assert!(said.is_empty() || said.contains(name), "{said}");
+        }
+        assert_eq!(read_environment([(no_text(), no_text())].into_iter()), Ok(vec![]));
+    }
+
+    #[test]
+    fn a_file_has_a_limit() {
+        let path = std::env::temp_dir().join(format!("clearway-config-{}", std::process::id()));
+        let name = path.to_str().expect("the name is ASCII");
+        for (length, is_read) in [(DOCUMENT_BYTES_MAX, true), (DOCUMENT_BYTES_MAX + 1, false)] {
+            std::fs::write(&path, " ".repeat(length as usize)).unwrap();
+            assert_eq!(read_file(name).is_ok(), is_read, "{length}");
+        }
+        std::fs::write(&path, [b'a', 0xff]).unwrap();
+        assert!(read_file(name).is_err(), "it is no text");
+        std::fs::remove_file(&path).unwrap();
+        assert!(read_file(name).is_err(), "it is missing");
+    }
 }

@@ -128,6 +128,11 @@ impl Decimal {
         self.coefficient.sign() == Sign::Minus
     }
 
+    /// Below 1, as the share of an amount is that leaves something of it.
+    pub fn is_below_one(&self) -> bool {
+        self.subtract_from_one().0.sign() == Sign::Plus
+    }
+
     /// The nearest `f64`, finite, and 0 only for 0. For showing to people and programs, never for computing.
     pub fn to_f64(&self) -> f64 {
         self.to_string()
@@ -205,6 +210,21 @@ mod tests {
 
     fn decimal(text: &str) -> Decimal {
         Decimal::parse(text).unwrap_or_else(|error| panic!("{text}: {error}"))
+    }
+
+    #[test]
+    fn below_one() {
+        for (text, is_below) in [
+            ("0", true),
+            ("-2", true),
+            ("0.99999999999999999999999999999999999999", true),
+            ("1e-300", true),
+            ("1", false),
+            ("1.0000000000000000000000000000000000001", false),
+            ("1e300", false),
+        ] {
+            assert_eq!(Decimal::parse(text).unwrap().is_below_one(), is_below, "{text}");
+        }
     }
 
     #[test]
