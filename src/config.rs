@@ -394,7 +394,7 @@ fn check_relations(config: &Config) -> Result<(), ConfigError> {
     Ok(())
 }
 
-fn command_line() -> CommandLine {
+pub(crate) fn command_line() -> CommandLine {
     let options = OPTIONS.iter().map(|spec| {
         let help = format!("{} [default: {}]", spec.help, spec.default);
         let aliases = ALIASES
@@ -430,7 +430,9 @@ fn command_line() -> CommandLine {
              ilp_address; ILP_EXCHANGE_RATE__SPREAD for exchange_rate.spread), on standard input (YAML or JSON) or in the\n\
              file. The command line wins over the environment, the environment over standard input, standard input over\n\
              the file. Hyphens may stand for underscores. RUST_LOG sets which log lines are written, for instance\n\
-             RUST_LOG=debug or RUST_LOG=info,packets=debug.",
+             RUST_LOG=debug or RUST_LOG=info,packets=debug.\n\n\
+             Commands, which ask a running node instead: status, accounts, routes, rates, engines, pay, log-level,\n\
+             completions; see clearway help.",
         )
 }
 

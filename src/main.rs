@@ -19,16 +19,15 @@ use clearway::logs::LogFilter;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    let Ok(arguments) = std::env::args_os()
-        .map(OsString::into_string)
-        .collect::<Result<Vec<_>, _>>()
-    else {
-        eprintln!("clearway: the command line: not UTF-8");
-        return ExitCode::from(2);
-    };
+    let arguments: Vec<OsString> = std::env::args_os().collect();
     if let Some(code) = cli::run(&arguments) {
         return code;
     }
+    let arguments = arguments.into_iter().map(OsString::into_string);
+    let Ok(arguments) = arguments.collect::<Result<Vec<String>, OsString>>() else {
+        eprintln!("clearway: the command line: not UTF-8");
+        return ExitCode::from(2);
+    };
     let command = config::sources::read_environment(std::env::vars_os()).and_then(|environment| {
         config::read(config::sources::Sources {
             arguments,
