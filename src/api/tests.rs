@@ -1561,7 +1561,7 @@ fn log_level_and_description() {
             "-",
             "",
             200,
-            &[r#""openapi":"3.1."#, "@content-type: application/json"],
+            &[r#""openapi": "3.1."#, "@content-type: application/json"],
         ),
         ("PUT /openapi.json", "admin", "{}", 405, &["@allow: GET, HEAD, OPTIONS"]),
     ]);
