@@ -4,11 +4,10 @@
 mod support;
 
 use std::io::ErrorKind;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use serde_json::json;
-use support::PATIENCE;
 use support::btp_peer::{BtpPeer, BtpReply, Frame, MESSAGE};
 use support::http::{Connection, chunked};
 use support::hub::Hub;
@@ -183,7 +182,7 @@ fn guessing_tokens_is_slowed_down() {
         let wrong = [("Authorization", "Bearer alice:guess")];
         let statuses: Vec<u16> = (0..20)
             .map(|_| {
-                let mut connection = connection_from(guesser, hub.node.address());
+                let mut connection = Connection::open_from(guesser, hub.node.address());
                 let body = if method == "POST" { prepare.encode() } else { Vec::new() };
                 let answer = connection.request(method, target, &wrong, &body).expect("an answer");
                 assert_eq!(answer.status == 429, answer.header("retry-after").is_some(), "{target}");
@@ -197,18 +196,6 @@ fn guessing_tokens_is_slowed_down() {
         );
         hub.good_packet_passes("somebody else's guesses");
     }
-}
-
-/// Linux accepts any address of 127.0.0.0/8 as a source.
-fn connection_from(source: Ipv4Addr, node: SocketAddr) -> Connection {
-    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("a socket");
-    socket
-        .bind(&SocketAddr::new(IpAddr::V4(source), 0).into())
-        .expect("a loopback address");
-    socket
-        .connect_timeout(&node.into(), PATIENCE)
-        .expect("the node accepts");
-    Connection::from_stream(socket.into()).expect("a TCP socket")
 }
 
 #[test]

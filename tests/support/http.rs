@@ -3,7 +3,7 @@
 //! [`Connection`] is one socket. [`Api`] is the operator's curl. Heads of answers are read with httparse.
 
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -60,6 +60,18 @@ impl Connection {
         Self::from_stream(TcpStream::connect_timeout(&address, PATIENCE)?)
     }
 
+    /// From another address of this machine: Linux accepts any of 127.0.0.0/8 as a source.
+    pub fn open_from(source: Ipv4Addr, address: SocketAddr) -> Self {
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("a socket");
+        socket
+            .bind(&SocketAddr::new(IpAddr::V4(source), 0).into())
+            .expect("a loopback address");
+        socket
+            .connect_timeout(&address.into(), PATIENCE)
+            .unwrap_or_else(|error| panic!("connecting from {source} to {address}: {error}"));
+        Self::from_stream(socket.into()).expect("a TCP socket")
+    }
+
     pub fn from_stream(stream: TcpStream) -> io::Result<Self> {
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_write_timeout(Some(PATIENCE))?;
@@ -89,6 +101,13 @@ impl Connection {
 
     /// Reads one answer. An error of kind `UnexpectedEof` means the node closed before a whole answer.
     pub fn answer(&mut self) -> io::Result<HttpAnswer> {
+        let mut answer = self.head_of_answer()?;
+        answer.body = self.body(&answer)?;
+        Ok(answer)
+    }
+
+    /// Reads one answer that has no body, whatever its head says: the one to HEAD.
+    pub fn head_of_answer(&mut self) -> io::Result<HttpAnswer> {
         loop {
             let mut headers = [httparse::EMPTY_HEADER; 64];
             let mut head = httparse::Response::new(&mut headers);
@@ -108,13 +127,11 @@ impl Connection {
                     })
                     .collect();
                 self.buffer.drain(..head_length);
-                let mut answer = HttpAnswer {
+                return Ok(HttpAnswer {
                     status,
                     headers,
                     body: Vec::new(),
-                };
-                answer.body = self.body(&answer)?;
-                return Ok(answer);
+                });
             }
             self.receive()?;
         }
@@ -198,7 +215,10 @@ impl Connection {
         body: &[u8],
     ) -> io::Result<HttpAnswer> {
         self.send(&request_bytes(method, target, headers, body))?;
-        self.answer()
+        match method {
+            "HEAD" => self.head_of_answer(),
+            _ => self.answer(),
+        }
     }
 
     /// One Prepare over ILP-over-HTTP, and what came back.

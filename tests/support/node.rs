@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -16,13 +17,13 @@ use super::{PATIENCE, within};
 
 /// The admin token of every node of these tests.
 pub const ADMIN_TOKEN: &str = "admin-token-of-the-tests";
-const SECRET_SEED: &str = "8852500887504328225458511465394229327394647958135038836332350604";
+pub const SECRET_SEED: &str = "8852500887504328225458511465394229327394647958135038836332350604";
 
 /// A start may have to wait for the disk while other tests run.
 const START_LIMIT: Duration = Duration::from_secs(30);
 
 /// Lines of the node's output that are shown when its test fails.
-const LOG_LINES_MAX: usize = 200;
+const LOG_LINES_SHOWN_MAX: usize = 200;
 
 /// How to start a node.
 #[derive(Clone, Debug)]
@@ -33,6 +34,10 @@ pub struct Options {
     pub http_bind_address: String,
     /// Further arguments, as on the command line.
     pub arguments: Vec<String>,
+    /// What the node logs, if not the default.
+    pub log_filter: Option<String>,
+    /// Lines of its output that are kept, the newest.
+    pub log_lines_max: usize,
 }
 
 impl Default for Options {
@@ -42,6 +47,8 @@ impl Default for Options {
             ilp_address: "test.hub".to_owned(),
             http_bind_address: "127.0.0.1:0".to_owned(),
             arguments: Vec::new(),
+            log_filter: None,
+            log_lines_max: LOG_LINES_SHOWN_MAX,
         }
     }
 }
@@ -57,6 +64,8 @@ pub struct Node {
 struct Running {
     child: Child,
     address: SocketAddr,
+    /// Keep its output until it ends.
+    readers: [JoinHandle<()>; 2],
 }
 
 impl Node {
@@ -108,6 +117,7 @@ impl Node {
                 &self.options.shards.to_string(),
             ])
             .args(&self.options.arguments)
+            .envs(self.options.log_filter.iter().map(|filter| ("RUST_LOG", filter)))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -116,11 +126,12 @@ impl Node {
         let stdout = child.stdout.take().expect("standard output is a pipe");
         let stderr = child.stderr.take().expect("standard error is a pipe");
         let (found, address) = std::sync::mpsc::channel();
+        let lines_max = self.options.log_lines_max;
         let log = self.log.clone();
-        std::thread::spawn(move || keep_log(stderr, &log, |_| {}));
+        let errors = std::thread::spawn(move || keep_log(stderr, &log, lines_max, |_| {}));
         let log = self.log.clone();
-        std::thread::spawn(move || {
-            keep_log(stdout, &log, |line| {
+        let output = std::thread::spawn(move || {
+            keep_log(stdout, &log, lines_max, |line| {
                 if let Some(address) = listening_on(line) {
                     // Only the first is waited for.
                     let _ = found.send(address);
@@ -135,7 +146,11 @@ impl Node {
                 self.log()
             );
         };
-        self.running = Some(Running { child, address });
+        self.running = Some(Running {
+            child,
+            address,
+            readers: [errors, output],
+        });
         within(START_LIMIT, "the node is ready", || {
             let answer = Connection::try_open(address).ok()?.request("GET", "/", &[], b"").ok()?;
             (answer.status == 200 && answer.json()["status"] == "Ready").then_some(())
@@ -225,6 +240,7 @@ impl Node {
         let begun = Instant::now();
         loop {
             if let Some(status) = running.child.try_wait().expect("our own child can be waited for") {
+                running.readers.into_iter().for_each(|reader| drop(reader.join()));
                 return status;
             }
             if begun.elapsed() > limit {
@@ -240,7 +256,13 @@ impl Node {
         // The threads that read the output may be a moment behind.
         std::thread::sleep(Duration::from_millis(50));
         let log = self.log.lock().expect("no test panics here");
-        log.iter().map(|line| format!("  | {line}\n")).collect()
+        let unshown = log.len().saturating_sub(LOG_LINES_SHOWN_MAX);
+        log.iter().skip(unshown).map(|line| format!("  | {line}\n")).collect()
+    }
+
+    /// Every line of its output that was kept; complete once the node has ended.
+    pub fn log_lines(&self) -> Vec<String> {
+        self.log.lock().expect("no test panics here").iter().cloned().collect()
     }
 }
 
@@ -272,12 +294,12 @@ pub fn listening_on(line: &str) -> Option<SocketAddr> {
         .ok()
 }
 
-fn keep_log(output: impl Read, log: &Mutex<VecDeque<String>>, mut each: impl FnMut(&str)) {
+fn keep_log(output: impl Read, log: &Mutex<VecDeque<String>>, lines_max: usize, mut each: impl FnMut(&str)) {
     for line in BufReader::new(output).lines() {
         let Ok(line) = line else { return };
         each(&line);
         let mut log = log.lock().expect("no test panics here");
-        if log.len() == LOG_LINES_MAX {
+        if log.len() == lines_max {
             log.pop_front();
         }
         log.push_back(line);
