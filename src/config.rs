@@ -186,8 +186,30 @@ impl fmt::Debug for Config {
 pub enum Command {
     /// Run the node.
     Run(Box<Config>),
+    /// Report what a start would meet, and start nothing.
+    Check(Box<Check>),
     /// Print this and end: the help text or the version.
     Print(String),
+}
+
+/// What a check reports on.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Check {
+    pub config: Config,
+    /// Every option, in the order of the help text.
+    pub settings: Vec<Setting>,
+    /// For programs, not for people.
+    pub json: bool,
+}
+
+/// One option as it is in force.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Setting {
+    pub name: &'static str,
+    /// As it was given, or what stands for the default in the help text. `None`: it was given, and is a secret.
+    pub value: Option<String>,
+    /// `None`: nobody gave it, this is the default.
+    pub source: Option<Source>,
 }
 
 /// Why there is no configuration. The process ends with code 2.
@@ -211,8 +233,15 @@ pub enum ConfigError {
 /// Reads all sources. Where several name an option the first of these wins: command line, environment, standard input,
 /// file.
 pub fn read(sources: Sources<'_>) -> Result<Command, ConfigError> {
-    let arguments = sources.arguments.iter().map(|argument| with_underscores(argument));
-    let matches = match command_line().try_get_matches_from(arguments) {
+    let is_check = sources.arguments.get(1).is_some_and(|first| first == CHECK);
+    let arguments = sources
+        .arguments
+        .iter()
+        .enumerate()
+        .filter(|(place, _)| !is_check || *place != 1)
+        .map(|(_, argument)| with_underscores(argument));
+    let command_line = if is_check { check_command_line() } else { command_line() };
+    let matches = match command_line.try_get_matches_from(arguments) {
         Ok(matches) => matches,
         Err(error) if error.use_stderr() => {
             let message = error.to_string();
@@ -249,6 +278,7 @@ pub fn read(sources: Sources<'_>) -> Result<Command, ConfigError> {
         let text = (sources.read_file)(path).map_err(|reason| unreadable(&source, reason))?;
         given.extend(from_document(&text, Document::File(path))?);
     }
+    let mut settings = settings(&given);
     let mut config = assemble(given)?;
     let filter = sources.environment.iter().find(|(name, _)| name == LOG_VARIABLE);
     if let Some((name, text)) = filter
@@ -259,8 +289,48 @@ pub fn read(sources: Sources<'_>) -> Result<Command, ConfigError> {
             place: "the environment".to_owned(),
             rule: rule.to_string(),
         })?;
+        settings.push(Setting {
+            name: LOG_VARIABLE,
+            value: Some(text.clone()),
+            source: Some(Source::Environment(name.clone())),
+        });
+    }
+    if is_check {
+        let json = matches.get_flag(JSON);
+        return Ok(Command::Check(Box::new(Check { config, settings, json })));
     }
     Ok(Command::Run(Box::new(config)))
+}
+
+/// The first word of a command line that asks for a check.
+const CHECK: &str = "check";
+const JSON: &str = "json";
+
+/// Every option with the value that wins and where it came from.
+fn settings(given: &[Given]) -> Vec<Setting> {
+    let in_force = |name| {
+        let winner = given.iter().find(|option| option.name == name);
+        let value = match winner {
+            None => OPTIONS
+                .iter()
+                .find(|spec| spec.name == name)
+                .map(|spec| spec.default.to_owned()),
+            Some(option) => (!is_secret(name)).then(|| option.value.clone()),
+        };
+        Setting {
+            name,
+            value,
+            source: winner.map(|option| option.source.clone()),
+        }
+    };
+    OPTIONS.iter().map(|spec| in_force(spec.name)).collect()
+}
+
+/// Whether the value of an option is nobody's business. Told by the name, so that a new option is not forgotten here.
+fn is_secret(name: &str) -> bool {
+    let words = ["seed", "token", "secret", "password", "key"];
+    // A provider of exchange rates may be given together with its key.
+    name == "exchange_rate.provider" || name.split(['.', '_']).any(|word| words.contains(&word))
 }
 
 fn unreadable(source: &Source, reason: String) -> ConfigError {
@@ -432,7 +502,24 @@ pub(crate) fn command_line() -> CommandLine {
              the file. Hyphens may stand for underscores. RUST_LOG sets which log lines are written, for instance\n\
              RUST_LOG=debug or RUST_LOG=info,packets=debug.\n\n\
              Commands, which ask a running node instead: status, accounts, routes, rates, engines, pay, log-level,\n\
-             completions; see clearway help.",
+             backup, completions; see clearway help. And clearway check: would the node start.",
+        )
+}
+
+/// The same options for [`CHECK`], and one of its own.
+fn check_command_line() -> CommandLine {
+    command_line()
+        .about(
+            "Reports what a start with the same options and sources would meet, and starts, makes and changes nothing.\n\
+             Works beside a running node. Exit code 0: all is well; 1: something would stop the start, or the book does\n\
+             not add up; 2: the configuration cannot be used.",
+        )
+        .override_usage("clearway check [OPTIONS] [-] [FILE]")
+        .arg(
+            Arg::new(JSON)
+                .long(JSON)
+                .action(ArgAction::SetTrue)
+                .help("Print the report as JSON"),
         )
 }
 
@@ -503,6 +590,74 @@ mod tests {
             }
         }
         assert_eq!(config("", "", "", ""), Config::default());
+    }
+
+    #[test]
+    fn a_check_says_where_each_value_comes_from_and_no_secret() {
+        let seed = "ab".repeat(32);
+        let arguments = format!("check --json --shards=3 --secret-seed {seed} x.yaml");
+        let environment = "ILP_SHARDS=4\nILP_ECHO=false\nILP_ADMIN_AUTH_TOKEN=swordfish\nRUST_LOG=debug";
+        let check = match run(&arguments, environment, "", "data_dir: /somewhere") {
+            Ok(Command::Check(check)) => check,
+            other => panic!("{other:?}"),
+        };
+        assert!(check.json && check.config.shards == 3 && !check.config.echo);
+        let names: Vec<_> = check.settings.iter().map(|setting| setting.name).collect();
+        let expected: Vec<_> = OPTIONS.iter().map(|spec| spec.name).chain(["RUST_LOG"]).collect();
+        assert_eq!(names, expected);
+        for (name, value, source) in [
+            ("shards", Some("3"), "the command line"),
+            ("echo", Some("false"), "the environment (ILP_ECHO)"),
+            ("data_dir", Some("/somewhere"), "the file x.yaml"),
+            ("secret_seed", None, "the command line"),
+            ("admin_auth_token", None, "the environment (ILP_ADMIN_AUTH_TOKEN)"),
+            ("max_hold_time_ms", Some("30000"), "-"),
+            ("RUST_LOG", Some("debug"), "the environment (RUST_LOG)"),
+        ] {
+            let setting = check.settings.iter().find(|setting| setting.name == name).unwrap();
+            let found = setting.source.as_ref().map_or("-".to_owned(), ToString::to_string);
+            assert_eq!((setting.value.as_deref(), &*found), (value, source), "{name}");
+        }
+        let shown = format!("{check:?}");
+        assert!(!shown.contains(&seed) && !shown.contains("swordfish"), "{shown}");
+        // What cannot be used is refused in the words of a start.
+        for arguments in [
+            "--shards many",
+            "--no_such_option 1",
+            "a.yaml b.yaml",
+            "--secret_seed 12",
+        ] {
+            // Only the line that shows the usage is another.
+            let refused = |arguments: &str| {
+                let message = run(arguments, "", "", "").unwrap_err().to_string();
+                message.replace("clearway check", "clearway")
+            };
+            assert_eq!(refused(&format!("check {arguments}")), refused(arguments));
+        }
+        // Without the word, the option is unknown; with it, help is about the check.
+        assert!(matches!(run("--json", "", "", ""), Err(ConfigError::Usage(_))));
+        let Ok(Command::Print(help)) = run("check --help", "", "", "") else {
+            panic!("help is printed");
+        };
+        assert!(
+            help.contains("clearway check [OPTIONS]") && help.contains("--json"),
+            "{help}"
+        );
+    }
+
+    #[test]
+    fn names_of_secrets() {
+        for (name, secret) in [
+            ("secret_seed", true),
+            ("admin_auth_token", true),
+            ("settlement_api_token", true),
+            ("exchange_rate.provider", true),
+            ("exchange_rate.provider.cryptocompare.key", true),
+            ("http_bind_address", false),
+            ("exchange_rate.spread", false),
+        ] {
+            assert_eq!(is_secret(name), secret, "{name}");
+        }
     }
 
     #[test]

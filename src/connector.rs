@@ -19,9 +19,9 @@ use crate::config::{self, AccountName, Config};
 use crate::control::{Control, Readiness, StartError};
 use crate::keys::Keys;
 use crate::logs;
+use crate::net::Waker;
 use crate::net::listener;
-use crate::net::ring::Unsupported;
-use crate::net::{Ring, Waker};
+use crate::net::ring::{Unsupported, check_kernel};
 use crate::pipeline::Settings;
 use crate::pipeline::forward::Windows;
 use crate::shard::clock::Clock;
@@ -89,6 +89,7 @@ impl Connector {
         give_back_memory: fn(),
         change_log_filter: logs::Change,
     ) -> Result<Self, ConnectorError> {
+        // What every shard needs of the kernel, before anything else is touched.
         check_kernel()?;
         let bind =
             |option, address| listener::bind(address).map_err(|error| ConnectorError::Bind { option, address, error });
@@ -237,15 +238,6 @@ fn settings(config: &Config) -> Settings {
         },
         spread: config.exchange_rate.spread.clone(),
     }
-}
-
-/// Tries what every shard needs of the kernel before anything else is touched, on a thread of its own, because a ring
-/// belongs to the thread that made it.
-fn check_kernel() -> Result<(), ConnectorError> {
-    let waker = Waker::new().map_err(ConnectorError::Thread)?;
-    let tried = thread::spawn(move || Ring::new(waker.as_raw_fd()).map(drop));
-    tried.join().expect("trying the ring does not panic")?;
-    Ok(())
 }
 
 fn start_shard(id: u16, setup: Setup) -> Result<JoinHandle<()>, ConnectorError> {

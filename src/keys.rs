@@ -16,7 +16,7 @@ use crate::config::{read_seed, read_token};
 /// The name of the seed's file in the data folder.
 pub const SEED_FILE: &str = "secret_seed";
 /// The name of the store's folder in the data folder. A store needs the seed it was begun with.
-pub const STORE_FOLDER: &str = "store";
+pub use crate::store::backup::STORE_FOLDER;
 /// The name of the token's file in the data folder.
 pub const TOKEN_FILE: &str = "admin_auth_token";
 
@@ -108,6 +108,77 @@ pub fn load_or_create(
     })
 }
 
+/// What is there, when nothing is to be made.
+pub struct Found {
+    /// `None`: it would be made at the start.
+    pub secret_seed: Option<([u8; 32], Origin)>,
+    pub admin_auth_token: Option<Origin>,
+    pub warnings: Vec<String>,
+}
+
+/// What [`load_or_create`] would find, and the error it would end with. Makes nothing.
+pub fn look(
+    data_dir: &Path,
+    secret_seed: Option<[u8; 32]>,
+    admin_auth_token: Option<&str>,
+) -> Result<Found, KeysError> {
+    let mut warnings = Vec::new();
+    let mut kept = |name: &'static str| {
+        let path = data_dir.join(name);
+        match read_line(&path, &mut warnings) {
+            Ok(line) => Ok(line.map(|line| (line, Origin::Kept(path)))),
+            Err(error) => Err(KeysError::File { path, error }),
+        }
+    };
+    let secret_seed = match secret_seed {
+        Some(seed) => Some((seed, Origin::Configured)),
+        None => match kept(SEED_FILE)? {
+            Some((line, origin)) => {
+                let seed = read_seed(&line).map_err(|rule| content_error(data_dir, SEED_FILE, rule))?;
+                Some((seed, origin))
+            }
+            None => {
+                check_no_store(data_dir)?;
+                None
+            }
+        },
+    };
+    let admin_auth_token = match admin_auth_token {
+        Some(_) => Some(Origin::Configured),
+        None => match kept(TOKEN_FILE)? {
+            Some((line, origin)) => {
+                read_token(&line).map_err(|rule| content_error(data_dir, TOKEN_FILE, rule))?;
+                Some(origin)
+            }
+            None => None,
+        },
+    };
+    Ok(Found {
+        secret_seed,
+        admin_auth_token,
+        warnings,
+    })
+}
+
+/// Copies the keys that one data folder keeps into another, for this user only, and durably. Never replaces a file.
+/// Gives the names of those that are there.
+pub fn copy(from: &Path, to: &Path) -> Result<Vec<&'static str>, KeysError> {
+    let mut copied = Vec::new();
+    for name in [SEED_FILE, TOKEN_FILE] {
+        let path = from.join(name);
+        match read_line(&path, &mut Vec::new()) {
+            Err(error) => return Err(KeysError::File { path, error }),
+            Ok(None) => continue,
+            Ok(Some(line)) => create_whole(to, name, &line).map_err(|error| KeysError::File {
+                path: to.join(name),
+                error,
+            })?,
+        }
+        copied.push(name);
+    }
+    Ok(copied)
+}
+
 fn content_error(data_dir: &Path, name: &'static str, rule: String) -> KeysError {
     KeysError::Content {
         path: data_dir.join(name),
@@ -178,12 +249,17 @@ fn write_line(path: &Path, line: &str) -> io::Result<()> {
 
 /// A new seed for a new store. A new one beside an old store would open nothing, and hide that the right one is lost.
 fn make_seed(data_dir: &Path) -> Result<String, KeysError> {
+    check_no_store(data_dir)?;
+    random_hex(32)
+}
+
+fn check_no_store(data_dir: &Path) -> Result<(), KeysError> {
     if data_dir.join(STORE_FOLDER).exists() {
         return Err(KeysError::SeedLost {
             path: data_dir.join(SEED_FILE),
         });
     }
-    random_hex(32)
+    Ok(())
 }
 
 fn random_hex(bytes: usize) -> Result<String, KeysError> {
@@ -294,6 +370,42 @@ mod tests {
             assert!(error.to_string().contains("secret_seed is missing"), "{error}");
         }
         assert!(load_or_create(&folder.0, Some([7; 32]), Some("token")).is_ok());
+    }
+
+    #[test]
+    fn looking_makes_nothing_and_finds_what_a_start_would() {
+        let folder = Folder::new("look");
+        let found = look(&folder.0, None, None).unwrap();
+        assert!(found.secret_seed.is_none() && found.admin_auth_token.is_none());
+        assert!(!folder.0.exists());
+        let made = load_or_create(&folder.0, None, None).unwrap();
+        let found = look(&folder.0, None, Some("token")).unwrap();
+        let (seed, origin) = found.secret_seed.unwrap();
+        assert!(seed == made.secret_seed && origin == Origin::Kept(folder.0.join(SEED_FILE)));
+        assert_eq!(found.admin_auth_token, Some(Origin::Configured));
+        fs::set_permissions(folder.0.join(TOKEN_FILE), fs::Permissions::from_mode(0o644)).unwrap();
+        assert_eq!(look(&folder.0, None, None).unwrap().warnings.len(), 1);
+        fs::write(folder.0.join(TOKEN_FILE), "\u{7f}").unwrap();
+        assert!(matches!(look(&folder.0, None, None), Err(KeysError::Content { .. })));
+        fs::remove_file(folder.0.join(SEED_FILE)).unwrap();
+        fs::create_dir(folder.0.join(STORE_FOLDER)).unwrap();
+        assert!(matches!(look(&folder.0, None, None), Err(KeysError::SeedLost { .. })));
+        assert!(look(&folder.0, Some([7; 32]), Some("token")).is_ok());
+    }
+
+    #[test]
+    fn copies_are_for_their_owner_only_and_replace_nothing() {
+        let (from, to) = (Folder::new("from"), Folder::new("to"));
+        fs::create_dir_all(&to.0).unwrap();
+        assert!(copy(&from.0, &to.0).unwrap().is_empty());
+        let made = load_or_create(&from.0, None, None).unwrap();
+        assert_eq!(copy(&from.0, &to.0).unwrap(), [SEED_FILE, TOKEN_FILE]);
+        for name in [SEED_FILE, TOKEN_FILE] {
+            assert_eq!(mode(&to.0.join(name)), 0o600, "{name}");
+        }
+        let copied = load_or_create(&to.0, None, None).unwrap();
+        assert!(copied.secret_seed == made.secret_seed && copied.admin_auth_token == made.admin_auth_token);
+        assert!(copy(&from.0, &to.0).is_err(), "they are there already");
     }
 
     #[test]

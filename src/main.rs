@@ -42,6 +42,7 @@ fn main() -> ExitCode {
             let _ = std::io::stdout().write_all(text.as_bytes());
             return ExitCode::SUCCESS;
         }
+        Ok(Command::Check(check)) => return cli::check(&check),
         Ok(Command::Run(config)) => config,
         Err(error) => {
             eprintln!("clearway: {error}");

@@ -27,8 +27,8 @@ const FLOORS: [(&str, &[&str]); 15] = [
         ],
     ),
     ("config", &["wire", "ledger", "pipeline", "store", "logs"]),
-    ("keys", &["config"]),
-    ("cli", &["store", "config", "keys"]),
+    ("keys", &["store", "config"]),
+    ("cli", &["ledger", "store", "net", "control", "api", "config", "keys"]),
 ];
 
 /// Floors without sockets, disks, clocks or waiting.

@@ -13,7 +13,7 @@ mod auth;
 mod engines;
 mod fields;
 mod json;
-mod node;
+pub mod node;
 pub mod path;
 mod problem;
 mod rates;
@@ -185,6 +185,7 @@ impl Api {
                     (Resource::Engines, _) => engines::merge(control, request),
                     (Resource::LogLevel, _) => node::change_log_level(&self.settings.change_log_filter, request),
                     (Resource::Audit, _) => node::audit(control),
+                    (Resource::Backup, _) => node::backup(control, request),
                     _ => Err(Problem::new(Kind::Internal, "this call is admitted and has no handler")),
                 }
             }

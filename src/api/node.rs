@@ -1,14 +1,20 @@
-//! The calls about the node itself: is it ready, and does its book add up.
+//! The calls about the node itself: is it ready, does its book add up, copy it.
 //!
-//! Owns how both look in an answer.
+//! Owns how these look in an answer, also where a command answers in the node's place.
 
-use serde::Serialize;
+use std::path::Path;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
 
 use crate::control::Control;
+use crate::ledger::audit::{AssetAudit, Audit};
 use crate::logs;
 use crate::shard::control::{ApiRequest, ApiResponse};
 
-use super::problem::{Kind, Problem, json_answer, json_answer_with_status, text_answer};
+use super::json::Json;
+use super::problem::{Fault, Kind, Problem, json_answer, json_answer_with_status, shorten, text_answer};
+use super::read_json;
 
 /// `GET /`: 200 while the node serves, 503 with the reason while it does not.
 pub fn health(control: &Control) -> ApiResponse {
@@ -74,31 +80,93 @@ pub fn description() -> ApiResponse {
 /// sum is zero, and the book does if every asset does. A book that does not is answered with 200 as well: the call
 /// worked.
 pub fn audit(control: &Control) -> Result<ApiResponse, Problem> {
-    #[derive(Serialize)]
-    struct Book<'a> {
-        adds_up: bool,
-        assets: Vec<Asset<'a>>,
-    }
-    #[derive(Serialize)]
-    struct Asset<'a> {
-        asset_code: &'a str,
-        asset_scale: u8,
-        accounts: u64,
-        balances: i128,
-        position: i128,
-        adds_up: bool,
-    }
     let audit = control.audit()?;
-    let assets = audit.assets.iter().map(|line| Asset {
-        asset_code: &line.asset.code,
+    Ok(json_answer(&BookAnswer {
+        adds_up: audit.adds_up(),
+        assets: asset_answers(&audit),
+    }))
+}
+
+#[derive(Serialize)]
+struct BookAnswer {
+    adds_up: bool,
+    assets: Vec<AssetAnswer>,
+}
+
+/// One asset's line of the proof, as every answer shows it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct AssetAnswer {
+    pub asset_code: Arc<str>,
+    pub asset_scale: u8,
+    pub accounts: u64,
+    pub balances: i128,
+    pub position: i128,
+    pub adds_up: bool,
+}
+
+pub fn asset_answers(audit: &Audit) -> Vec<AssetAnswer> {
+    let answer = |line: &AssetAudit| AssetAnswer {
+        asset_code: line.asset.code.clone(),
         asset_scale: line.asset.scale,
         accounts: line.accounts,
         balances: line.balances,
         position: line.position,
         adds_up: line.adds_up(),
-    });
-    Ok(json_answer(&Book {
-        adds_up: audit.adds_up(),
-        assets: assets.collect(),
-    }))
+    };
+    audit.assets.iter().map(answer).collect()
+}
+
+/// What is said about a copy of the book. The proof is the copy's own, read back from it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct BackupAnswer {
+    pub directory: Box<str>,
+    pub accounts: u64,
+    pub adds_up: bool,
+    pub assets: Vec<AssetAnswer>,
+}
+
+impl BackupAnswer {
+    pub fn new(directory: &str, audit: &Audit) -> Self {
+        Self {
+            directory: directory.into(),
+            accounts: audit.assets.iter().map(|line| line.accounts).sum(),
+            adds_up: audit.adds_up(),
+            assets: asset_answers(audit),
+        }
+    }
+}
+
+/// `POST /ledger/backup`: copies the book into a new folder on the node's machine, with everything that was answered
+/// before this call. Packets flow on meanwhile.
+///
+/// The body is `{"directory":"/absolute/path"}`, a folder that does not exist in one that does. The answer is that of an
+/// audit with the directory and the number of accounts in front, and proves the copy, not the original. A copy that does
+/// not add up is kept and answered with 200 as well: it shows the damage.
+pub fn backup(control: &Control, request: &ApiRequest) -> Result<ApiResponse, Problem> {
+    let directory = read_directory(read_json(request)?)?;
+    let audit = control.backup(Path::new(&*directory))?;
+    Ok(json_answer(&BackupAnswer::new(&directory, &audit)))
+}
+
+fn read_directory(body: Json) -> Result<Box<str>, Problem> {
+    let Json::Object(members) = body else {
+        let detail = format!("expected an object, found {}", body.kind());
+        return Err(Problem::new(Kind::JsonData, detail));
+    };
+    let mut directory = None;
+    for (name, value) in members {
+        directory = match (&*name, value) {
+            ("directory", Json::Text(path)) => Some(path),
+            ("directory", other) => {
+                let rule = format!("expected a text, found {}", other.kind());
+                return Err(Problem::field(Kind::JsonData, "directory", Fault::Invalid, rule));
+            }
+            // A call that writes to a disk does nothing that it was told in words it does not know.
+            (unknown, _) => {
+                let rule = "is not known";
+                return Err(Problem::field(Kind::JsonData, &shorten(unknown), Fault::Invalid, rule));
+            }
+        };
+    }
+    directory.ok_or_else(|| Problem::field(Kind::JsonData, "directory", Fault::Missing, ""))
 }

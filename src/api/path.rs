@@ -44,6 +44,8 @@ pub enum Resource {
     LogLevel,
     /// `/ledger/audit`
     Audit,
+    /// `/ledger/backup`
+    Backup,
     /// `/openapi.json`
     Description,
 }
@@ -86,6 +88,7 @@ impl Resource {
             ["settlement", "engines"] => Self::Engines,
             ["tracing-level"] => Self::LogLevel,
             ["ledger", "audit"] => Self::Audit,
+            ["ledger", "backup"] => Self::Backup,
             ["openapi.json"] => Self::Description,
             _ => return None,
         };
@@ -104,7 +107,7 @@ impl Resource {
             | Self::Routes
             | Self::Audit
             | Self::Description => &[Method::Get],
-            Self::Packets => &[Method::Post],
+            Self::Packets | Self::Backup => &[Method::Post],
             Self::Settings(_) | Self::StaticRoutes | Self::Engines | Self::LogLevel => &[Method::Put],
             Self::StaticRoute(_) => &[Method::Put, Method::Delete],
             Self::Rates => &[Method::Get, Method::Put],
@@ -194,6 +197,7 @@ mod tests {
             ("/tracing-level", Some((LogLevel, ""))),
             ("/openapi.json", Some((Description, ""))),
             ("/ledger/audit", Some((Audit, ""))),
+            ("/ledger/backup", Some((Backup, ""))),
             ("/ledger", None),
             ("/Accounts", None),
             ("accounts", None),
@@ -211,6 +215,7 @@ mod tests {
             ("/accounts", "GET, HEAD, POST, OPTIONS", BODY_BYTES_MAX),
             ("/accounts/alice", "GET, HEAD, PUT, DELETE, OPTIONS", BODY_BYTES_MAX),
             ("/ilp", "POST, OPTIONS", BODY_BYTES_MAX),
+            ("/ledger/backup", "POST, OPTIONS", BODY_BYTES_MAX),
             ("/routes/static", "PUT, OPTIONS", MAP_BODY_BYTES_MAX),
             ("/routes/static/g", "PUT, DELETE, OPTIONS", BODY_BYTES_MAX),
             ("/rates", "GET, HEAD, PUT, OPTIONS", MAP_BODY_BYTES_MAX),

@@ -5,7 +5,7 @@
 
 use serde::{Serialize, Serializer};
 
-use crate::control::ControlError;
+use crate::control::{BackupError, ControlError};
 use crate::shard::control::ApiResponse;
 use crate::wire::timestamp::Timestamp;
 
@@ -28,11 +28,14 @@ pub enum Kind {
     BalanceNotZero,
     AssetInUse,
     PacketsInFlight,
+    DirectoryExists,
+    BackupInProgress,
     PayloadTooLarge,
     UnsupportedMediaType,
     UpgradeRequired,
     TooManyRequests,
     Internal,
+    BackupFailed,
     NotReady,
 }
 
@@ -60,11 +63,14 @@ impl Kind {
             Self::BalanceNotZero => (409, "balance_not_zero", "Conflict", None),
             Self::AssetInUse => (409, "asset_in_use", "Conflict", None),
             Self::PacketsInFlight => (409, "packets_in_flight", "Conflict", None),
+            Self::DirectoryExists => (409, "directory_exists", EXISTS, None),
+            Self::BackupInProgress => (409, "backup_in_progress", "Conflict", None),
             Self::PayloadTooLarge => (413, "payload_too_large", "Payload Too Large", None),
             Self::UnsupportedMediaType => (415, "unsupported_media_type", "Unsupported Media Type", None),
             Self::UpgradeRequired => (426, "upgrade_required", "Upgrade Required", None),
             Self::TooManyRequests => (429, "too_many_requests", "Too Many Requests", None),
             Self::Internal => (500, "internal", "Internal Server Error", None),
+            Self::BackupFailed => (500, "backup_failed", "Internal Server Error", None),
             Self::NotReady => (503, "not_ready", "Service Unavailable", None),
         }
     }
@@ -238,6 +244,20 @@ impl From<ControlError> for Problem {
             problem.with_header("retry-after", "5")
         } else {
             problem
+        }
+    }
+}
+
+impl From<BackupError> for Problem {
+    fn from(error: BackupError) -> Self {
+        let directory = |kind, rule: String| Self::field(kind, "directory", Fault::Invalid, rule);
+        match error {
+            BackupError::Directory(rule) => directory(Kind::BadRequest, rule),
+            BackupError::Exists => directory(Kind::DirectoryExists, error.to_string()),
+            BackupError::Busy => Self::new(Kind::BackupInProgress, error.to_string()).with_header("retry-after", "5"),
+            // The operator chose the folder, and has to know what is wrong with its disk.
+            BackupError::Failed(_) | BackupError::Open(_) => Self::new(Kind::BackupFailed, error.to_string()),
+            BackupError::Store(error) => ControlError::from(error).into(),
         }
     }
 }

@@ -282,6 +282,7 @@ fn who_may_call() {
         ("DELETE /routes/static/g.x", "", 401, 401),
         ("DELETE /accounts/alice", "", 401, 401),
         ("GET /ledger/audit", "", 401, 401),
+        ("POST /ledger/backup", r#"{"directory":"/copy"}"#, 401, 401),
         ("GET /", "", 200, 200),
         ("GET /rates", "", 200, 200),
         ("GET /routes", "", 200, 200),
@@ -1135,6 +1136,13 @@ fn a_node_that_cannot_commit_says_so_and_changes_nothing() {
         ("DELETE /accounts/alice", "admin", "", 503, not_ready),
         ("PUT /routes/static", "admin", r#"{"g":"alice"}"#, 503, not_ready),
         ("PUT /rates", "admin", r#"{"ABC":1}"#, 503, not_ready),
+        (
+            "POST /ledger/backup",
+            "admin",
+            r#"{"directory":"/copy"}"#,
+            503,
+            not_ready,
+        ),
         ("GET /accounts/alice", "admin", "", 200, &[r#""min_balance":null"#]),
         ("GET /rates", "-", "", 200, &["{}"]),
     ]);
@@ -1148,6 +1156,41 @@ fn a_node_that_cannot_commit_says_so_and_changes_nothing() {
             ("POST /accounts", "admin", ALICE, 503, &[reason]),
         ]);
     }
+}
+
+#[test]
+fn a_copy_of_the_book() {
+    let mut caller = Caller::new();
+    let field: &[&str] = &[r#""invalid-params":[{"name":"directory","type":"invalid"}]"#];
+    let call = "POST /ledger/backup";
+    caller.check(&[
+        ("POST /accounts", "admin", ALICE, 200, &[]),
+        (call, "admin", r#"{"directory":"/copy"}"#, 200, &[
+            r#"{"directory":"/copy","accounts":1,"adds_up":true,"assets":[{"asset_code":"ABC","asset_scale":9,"accounts":1,"balances":0,"position":0,"adds_up":true}]}"#,
+        ]),
+        (call, "admin", r#"{"directory":"/copy"}"#, 409, &[r#""code":"directory_exists""#, field[0]]),
+        (call, "admin", r#"{"directory":"/refused"}"#, 400, &["expected another", field[0]]),
+        (call, "admin", r#"{"directory":"/busy"}"#, 409, &[r#""code":"backup_in_progress""#, "@retry-after: 5"]),
+        (call, "admin", r#"{"directory":"/full"}"#, 500, &[r#""code":"backup_failed""#, "No space left"]),
+        (call, "admin", r#"{"directory":7}"#, 400, &["expected a text, found a number", field[0]]),
+        (call, "admin", "{}", 400, &[r#"{"name":"directory","type":"missing"}"#]),
+        (call, "admin", r#"{"directory":"/a","with_keys":true}"#, 400, &[r#"{"name":"with_keys","type":"invalid"}"#]),
+        (call, "admin", r#"["/a"]"#, 400, &["expected an object, found an array"]),
+        (call, "admin", "", 400, &[r#""code":"json_eof""#]),
+        ("GET /ledger/backup", "admin", "", 405, &["@allow: POST, OPTIONS"]),
+    ]);
+    assert_eq!(caller.node.book.copies(), [std::path::Path::new("/copy")]);
+    caller.node.book.lose_a_unit();
+    caller.check(&[(
+        call,
+        "admin",
+        r#"{"directory":"/damaged"}"#,
+        200,
+        &[
+            r#"{"directory":"/damaged","accounts":1,"adds_up":false,"assets":[{"#,
+            r#""position":-1,"adds_up":false}]}"#,
+        ],
+    )]);
 }
 
 #[test]

@@ -11,6 +11,8 @@
 //! Exit codes: 0 done, 1 refused or failed, 2 the command line cannot be used.
 
 mod accounts;
+mod backup;
+mod check;
 mod client;
 mod engines;
 mod fields;
@@ -29,6 +31,8 @@ use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 use clap_complete::Shell;
 use serde::de::{DeserializeOwned, IgnoredAny};
 
+use backup::BackupArgs;
+pub use check::run as check;
 use client::{Answer, NodeArgs};
 use show::plain;
 
@@ -105,6 +109,8 @@ enum Command {
     /// Print completions for a shell
     #[command(after_help = "For bash:  source <(clearway completions bash)")]
     Completions { shell: Shell },
+    /// Copy the book into a new folder, from a running node or while none is running
+    Backup(BackupArgs),
 }
 
 /// Why a command did not do what it was asked to. One message a person can act on.
@@ -164,6 +170,7 @@ pub fn run(arguments: &[OsString]) -> Option<ExitCode> {
         Command::Pay { node, payment } => pay::run(node, payment),
         Command::LogLevel { node, filter } => node::log_level(node, filter),
         Command::Completions { shell } => completions(*shell),
+        Command::Backup(arguments) => backup::run(arguments),
     };
     let Err(error) = done else {
         return Some(ExitCode::SUCCESS);

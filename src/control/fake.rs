@@ -4,6 +4,7 @@
 //! state a test gives them.
 
 use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use crate::ledger::audit::{AssetAudit, Audit};
 use crate::shard::control::{AccountState, Change, Shards, StillInFlight};
 use crate::store::{Applied, Book, Mutation, StoreError};
 
-use super::{Bookkeeper, Control, Readiness};
+use super::{BackupError, Bookkeeper, Control, Readiness};
 
 #[derive(Default)]
 pub(crate) struct FakeBook {
@@ -31,6 +32,7 @@ struct Inner {
     next_account_id: u32,
     failure: Option<String>,
     commits: usize,
+    copies: Vec<PathBuf>,
 }
 
 impl FakeBook {
@@ -50,6 +52,11 @@ impl FakeBook {
 
     pub(crate) fn fail(&self, reason: &str) {
         self.inner.lock().unwrap().failure = Some(reason.to_owned());
+    }
+
+    /// Where copies of the book would be.
+    pub(crate) fn copies(&self) -> Vec<PathBuf> {
+        self.inner.lock().unwrap().copies.clone()
     }
 
     pub(crate) fn commits(&self) -> usize {
@@ -134,6 +141,23 @@ impl Bookkeeper for FakeBook {
             audit.assets[*asset].position = *position;
         }
         Ok(audit)
+    }
+
+    /// Takes any folder once, except those whose name says what is wrong.
+    fn backup(&self, directory: &Path) -> Result<Audit, BackupError> {
+        let mut inner = self.inner.lock().unwrap();
+        if let Some(reason) = &inner.failure {
+            return Err(StoreError::Failed(reason.clone()).into());
+        }
+        match directory.to_str() {
+            Some("/refused") => return Err(BackupError::Directory("expected another".into())),
+            Some("/busy") => return Err(BackupError::Busy),
+            Some("/full") => return Err(BackupError::Failed("No space left on device".into())),
+            _ if inner.copies.iter().any(|copy| copy == directory) => return Err(BackupError::Exists),
+            _ => inner.copies.push(directory.to_owned()),
+        }
+        drop(inner);
+        Ok(self.audit()?)
     }
 
     fn booked(&self, id: AccountId) -> Option<i128> {

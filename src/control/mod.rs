@@ -20,6 +20,7 @@ mod state;
 pub(crate) mod fake;
 
 use std::collections::{BTreeMap, HashSet};
+use std::path::Path;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -30,6 +31,7 @@ use crate::routing::table::{RouteChange, Step};
 use crate::shard::control::{AccountState, Change, Shards};
 use crate::store::{Applied, Book, Mutation, StoreError, WriterHandle};
 
+pub use crate::store::BackupError;
 use state::State;
 
 /// The book, as the cold half sees it. Every call may wait for the disk.
@@ -39,6 +41,9 @@ pub trait Bookkeeper: Send + Sync {
 
     /// Adds up what is on disk.
     fn audit(&self) -> Result<Audit, StoreError>;
+
+    /// Copies what is on disk into a new folder, and adds up the copy.
+    fn backup(&self, directory: &Path) -> Result<Audit, BackupError>;
 
     /// The durable balance of an account, in units of its asset; positive is what we owe the holder.
     fn booked(&self, id: AccountId) -> Option<i128>;
@@ -54,6 +59,10 @@ impl Bookkeeper for WriterHandle {
 
     fn audit(&self) -> Result<Audit, StoreError> {
         self.audit()
+    }
+
+    fn backup(&self, directory: &Path) -> Result<Audit, BackupError> {
+        self.backup(directory)
     }
 
     fn booked(&self, id: AccountId) -> Option<i128> {
@@ -178,6 +187,30 @@ impl Control {
         bookkeeper: Arc<dyn Bookkeeper>,
         shards: Arc<dyn Shards>,
     ) -> Result<Self, StartError> {
+        let next_account_id = book.next_account_id;
+        let (state, mutations) = Self::stand(node_address, book)?;
+        if !mutations.is_empty() {
+            bookkeeper.apply(mutations)?;
+        }
+        Ok(Self {
+            state: RwLock::new(state),
+            changes: Mutex::new(Changes {
+                next_account_id,
+                closing: HashSet::new(),
+            }),
+            bookkeeper,
+            shards,
+            readiness: AtomicU8::new(Readiness::Starting as u8),
+        })
+    }
+
+    /// Whether a start on this book would get past [`Self::start`].
+    pub fn check_start(node_address: Arc<str>, book: Book) -> Result<(), StartError> {
+        Self::stand(node_address, book).map(drop)
+    }
+
+    /// What stands at start, and the changes of the book that it takes to make it so.
+    fn stand(node_address: Arc<str>, book: Book) -> Result<(State, Vec<Mutation>), StartError> {
         let mut rates = BTreeMap::new();
         for (code, rate) in &book.rates {
             let rate = Decimal::parse(rate).map_err(|_| StartError::Rate { code: code.clone() })?;
@@ -213,19 +246,7 @@ impl Control {
             }
             state.routes.apply([Step::Fix { prefix, next_hop }]);
         }
-        if !mutations.is_empty() {
-            bookkeeper.apply(mutations)?;
-        }
-        Ok(Self {
-            state: RwLock::new(state),
-            changes: Mutex::new(Changes {
-                next_account_id: book.next_account_id,
-                closing: HashSet::new(),
-            }),
-            bookkeeper,
-            shards,
-            readiness: AtomicU8::new(Readiness::Starting as u8),
-        })
+        Ok((state, mutations))
     }
 
     /// Everything that stands, as changes for shards that know nothing yet: accounts before the routes to them.
@@ -293,6 +314,11 @@ impl Control {
     /// The proof that the book adds up, read from disk after everything handed over so far.
     pub fn audit(&self) -> Result<Audit, ControlError> {
         Ok(self.bookkeeper.audit()?)
+    }
+
+    /// Copies the book, with everything answered so far, into a new folder. Gives the proof of the copy.
+    pub fn backup(&self, directory: &Path) -> Result<Audit, BackupError> {
+        self.bookkeeper.backup(directory)
     }
 
     /// The account as its shard sees it. While a shard does not know it yet, what the book says.

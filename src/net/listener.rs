@@ -14,18 +14,28 @@ const BACKLOG: i32 = 4096;
 /// All shards accept from the same socket, so a second process that asks for the port is refused by the kernel;
 /// with SO_REUSEPORT it would silently get a share of our peers.
 pub fn bind(address: SocketAddr) -> io::Result<(OwnedFd, SocketAddr)> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-    // A restarted node gets its port back although connections of the previous one are still in TIME_WAIT.
-    socket.set_reuse_address(true)?;
-    // Accepted connections inherit these from the listening socket, which saves a system call for each.
-    super::dial::configure(&socket)?;
-    socket.bind(&address.into())?;
+    let socket = bound(address)?;
     socket.listen(BACKLOG)?;
     let bound = socket
         .local_addr()?
         .as_socket()
         .expect("an internet socket has an internet address");
     Ok((socket.into(), bound))
+}
+
+/// Whether [`bind`] would be given the address at this moment. Nobody can connect to it meanwhile.
+pub fn try_bind(address: SocketAddr) -> io::Result<()> {
+    bound(address).map(drop)
+}
+
+fn bound(address: SocketAddr) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    // A restarted node gets its port back although connections of the previous one are still in TIME_WAIT.
+    socket.set_reuse_address(true)?;
+    // Accepted connections inherit these from the listening socket, which saves a system call for each.
+    super::dial::configure(&socket)?;
+    socket.bind(&address.into())?;
+    Ok(socket)
 }
 
 /// Descriptors kept for files of the store, outgoing connections and the rest when connections are counted.

@@ -19,6 +19,7 @@ use io_uring::{IoUring, cqueue, opcode, squeue, types};
 use slab::Slab;
 use socket2::SockAddr;
 
+use super::Waker;
 use super::buffers::{BUFFER_GROUP, Buffer, ReceiveBuffers, SendQueues};
 
 /// Entries of the submission queue: one turn's sends and receptions. More are submitted by an early `enter`.
@@ -216,6 +217,16 @@ impl Unsupported {
             release: release.trim().to_owned(),
         }
     }
+}
+
+/// Tries whether the kernel gives us such a ring, on a thread of its own, because a ring belongs to the thread that
+/// made it.
+pub fn check_kernel() -> Result<(), Unsupported> {
+    let waker = Waker::new().map_err(Unsupported::Other)?;
+    let tried = std::thread::Builder::new()
+        .spawn(move || Ring::new(waker.as_raw_fd()).map(drop))
+        .map_err(Unsupported::Other)?;
+    tried.join().expect("trying the ring does not panic")
 }
 
 impl Ring {

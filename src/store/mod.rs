@@ -2,18 +2,20 @@
 //!
 //! Owns the book as it is on disk ([`Book`]), what may change it ([`Mutation`], and the transfers that [`writer`]
 //! folds), and the rule that a change is durable before anybody is told. [`Store`] is the door to the disk: [`rocks`]
-//! is its default, [`MemoryStore`] the one that tests can crash. Leaves the rules of money to [`crate::ledger`] and
-//! the choice of what is acknowledged when to the shards.
+//! is its default, [`MemoryStore`] the one that tests can crash; [`backup`] copies what is kept. Leaves the rules of money
+//! to [`crate::ledger`] and the choice of what is acknowledged when to the shards.
 //!
 //! Always: one batch holds both legs of every transfer in it, so at every instant what is on disk adds up: per asset,
 //! the sum of all balances and the connector's position is zero. [`recovery`] proves it at every start.
 
 use std::fmt;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::ledger::audit::Audit;
 use crate::ledger::{Account, AccountId, Asset, AssetId};
 
+pub mod backup;
 mod fold;
 pub mod recovery;
 pub mod rocks;
@@ -21,8 +23,10 @@ mod schema;
 mod secrets;
 pub mod writer;
 
+pub use backup::BackupError;
 pub use recovery::recover;
 pub use rocks::RocksStore;
+pub use schema::FORMAT_VERSION;
 pub use writer::{Durability, Stats, TransferSender, Writer, WriterHandle};
 
 /// What an operator changed. Those handed over together become durable together or not at all.
@@ -97,6 +101,9 @@ pub enum OpenError {
     Locked,
     #[error("the store is damaged ({0}): restore it from a backup")]
     Corrupt(String),
+    /// Of a reader beside the process that writes.
+    #[error("the store is written faster than it can be read from outside: try again, or ask the node itself")]
+    Unsettled,
     #[error("the store cannot be opened ({0}): see to the permissions and the free space of `data_dir`")]
     Unavailable(String),
 }
@@ -236,10 +243,14 @@ pub trait Store: Send {
     fn auditor(&self) -> Arc<dyn Auditor>;
 }
 
-/// Adds up what is kept, see [`Store::auditor`].
+/// Reads what is kept, see [`Store::auditor`].
 pub trait Auditor: Send + Sync {
     /// The proof over one instant between two commits, read from the store and not from anybody's memory.
     fn audit(&self) -> Result<Audit, StoreError>;
+
+    /// Copies what is kept at one instant between two commits into the new folder `directory`. Gives the proof of the
+    /// copy, read back from the copy. See [`backup`].
+    fn copy_to(&self, directory: &Path) -> Result<Audit, BackupError>;
 }
 
 /// What a [`MemoryStore`] does to a commit.
@@ -331,6 +342,10 @@ impl Store for MemoryStore {
 impl Auditor for MemoryStore {
     fn audit(&self) -> Result<Audit, StoreError> {
         recovery::audit(&self.disk().book).map_err(StoreError::Unreadable)
+    }
+
+    fn copy_to(&self, _directory: &Path) -> Result<Audit, BackupError> {
+        Err(BackupError::Failed("a store in memory has no files".into()))
     }
 }
 

@@ -3,22 +3,27 @@
 //! Owns how RocksDB is set up and what its errors mean to an operator. Layouts are [`super::schema`]'s. One batch of
 //! ours is one write batch of RocksDB, which its write-ahead log keeps whole or not at all; a commit returns after
 //! `fdatasync` of that log.
+//!
+//! One process has a store open and writes it. Others may read it meanwhile ([`read_only`]), and see it as it was at one
+//! instant between two commits, or not at all.
 
-use std::fs::{DirBuilder, File};
+use std::fs::{self, DirBuilder, File};
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::sync::Arc;
 
+use rocksdb::checkpoint::Checkpoint;
 use rocksdb::{
-    BlockBasedOptions, Cache, ColumnFamily, DB, DBCompressionType, DBRecoveryMode, IteratorMode, LogLevel, Options,
-    ReadOptions, SnapshotWithThreadMode, WriteBatch, WriteOptions,
+    BlockBasedOptions, Cache, ColumnFamily, DB, DBCompressionType, DBIteratorWithThreadMode, DBRecoveryMode,
+    IteratorMode, LogLevel, Options, ReadOptions, SnapshotWithThreadMode, WriteBatch, WriteOptions,
 };
 
 use super::recovery::Sums;
 use super::schema::{self, Malformed, family, meta};
 use super::secrets::Secrets;
-use super::{Auditor, Batch, Book, Mutation, OpenError, Store, StoreError};
+use super::{Auditor, BackupError, Batch, Book, Mutation, OpenError, Store, StoreError, backup};
 use crate::ledger::audit::Audit;
 use crate::ledger::{Account, AccountId, Asset};
 
@@ -30,7 +35,7 @@ pub struct RocksStore {
 }
 
 /// A type of its own so that an [`Auditor`] can share it.
-struct Db(DB);
+pub(super) struct Db(DB);
 
 /// A memtable of each family, before it becomes a file. Balances are small and overwritten in place of a file's worth
 /// of them, so more would only lengthen the start after a crash.
@@ -49,24 +54,11 @@ impl RocksStore {
     /// are sealed under `seed`.
     pub fn open(path: &Path, seed: &[u8; 32]) -> Result<Self, OpenError> {
         create_folder(path).map_err(|error| OpenError::Unavailable(format!("{}: {error}", path.display())))?;
-        let options = options();
-        // Families of a newer version must be opened too, or RocksDB refuses before we can read the format version.
-        let mut families: Vec<String> = family::ALL.map(String::from).into();
-        families.push("default".into());
-        if path.join("CURRENT").exists() {
-            let known = DB::list_cf(&options, path).map_err(open_error)?;
-            families.extend(
-                known
-                    .into_iter()
-                    .filter(|name| !family::ALL.contains(&name.as_str()) && name != "default"),
-            );
-        }
-        let db = DB::open_cf_with_opts(&options, path, families.into_iter().map(|name| (name, options.clone())))
-            .map_err(open_error)?;
+        let db = open_to_write(path)?;
         let mut synced = WriteOptions::default();
         synced.set_sync(true);
         let store = Self {
-            db: Arc::new(Db(db)),
+            db: Arc::new(db),
             secrets: Secrets::new(seed),
             synced,
         };
@@ -74,28 +66,38 @@ impl RocksStore {
         Ok(store)
     }
 
+    /// Opens what is there for reading, and writes, makes and locks nothing. What a process that writes at this moment
+    /// does to the files makes the result worthless: see [`read_only`].
+    fn open_to_read(path: &Path, seed: &[u8; 32]) -> Result<Self, OpenError> {
+        let store = Self {
+            db: Arc::new(open_to_read(path)?),
+            secrets: Secrets::new(seed),
+            synced: WriteOptions::default(),
+        };
+        let view = View::new(&store.db);
+        view.check_format()?;
+        store.check_seed(&view)?;
+        drop(view);
+        Ok(store)
+    }
+
     /// Checks format and seed, or marks a new store with ours.
     fn check_or_mark(&self) -> Result<(), OpenError> {
         let db = &self.db;
         let view = View::new(db);
-        let Some(version) = view.meta(meta::FORMAT_VERSION)? else {
-            if !view.is_empty()? {
-                return Err(OpenError::Corrupt("it has no format version".into()));
-            }
+        if view.meta(meta::FORMAT_VERSION)?.is_none() && view.is_empty()? {
             let mut batch = WriteBatch::default();
             let meta = db.family(family::META);
             batch.put_cf(meta, meta::FORMAT_VERSION, schema::FORMAT_VERSION.to_be_bytes());
             batch.put_cf(meta, meta::SEED_CHECK, schema::seed_check(&self.secrets));
             batch.put_cf(meta, meta::NEXT_ACCOUNT_ID, 0u32.to_be_bytes());
             return db.0.write_opt(batch, &self.synced).map_err(open_error);
-        };
-        let found = schema::read_u32(&version)?;
-        if found != schema::FORMAT_VERSION {
-            return Err(OpenError::UnknownFormat {
-                found,
-                expected: schema::FORMAT_VERSION,
-            });
         }
+        view.check_format()?;
+        self.check_seed(&view)
+    }
+
+    fn check_seed(&self, view: &View<'_>) -> Result<(), OpenError> {
         let check = view.meta(meta::SEED_CHECK)?.ok_or(Malformed("seed check"))?;
         if !schema::seed_check_opens(&self.secrets, &check) {
             return Err(OpenError::WrongSeed);
@@ -211,12 +213,149 @@ impl Auditor for Db {
             .audit()
             .map_err(|error| StoreError::Unreadable(error.to_string()))
     }
+
+    fn copy_to(&self, directory: &Path) -> Result<Audit, BackupError> {
+        backup::make(self.0.path(), directory, |copy| {
+            // Tables are linked, or copied if the place is on another file system. What is in the log alone is written
+            // to tables first, in the background: commits go on.
+            let failed = |error: rocksdb::Error| BackupError::Failed(error.into_string());
+            let checkpoint = Checkpoint::new(&self.0).map_err(failed)?;
+            checkpoint.create_checkpoint(copy).map_err(failed)
+        })
+    }
 }
 
 impl Db {
     fn family(&self, name: &str) -> &ColumnFamily {
         self.0.cf_handle(name).expect("every family is opened with the store")
     }
+}
+
+/// How often a store that is being written is read again because its files changed meanwhile. They do every few seconds
+/// under the heaviest load, and reading a million accounts takes about as long.
+const READ_ATTEMPTS_MAX: u32 = 5;
+
+/// Reads a store without changing or locking anything, also while another process has it open: then it is a picture of
+/// one instant between two commits, a moment ago. `read` gets a store that cannot commit, and may be called again.
+///
+/// A reader follows the manifest to tables and log. The one who writes adds to the manifest before it removes any of
+/// these, so if the manifest is the same before and after, nothing was missed; a log that ends in the middle of a batch
+/// that is just being written counts without that batch.
+pub fn read_only<T>(
+    path: &Path,
+    seed: &[u8; 32],
+    mut read: impl FnMut(&mut RocksStore) -> Result<T, OpenError>,
+) -> Result<T, OpenError> {
+    for _ in 0..READ_ATTEMPTS_MAX {
+        let before = Manifest::of(path)?;
+        let opened = RocksStore::open_to_read(path, seed);
+        if Manifest::of(path)? != before {
+            continue;
+        }
+        match opened.and_then(|mut store| read(&mut store)) {
+            // Tables are opened as they are read: one may have gone since.
+            Err(_) if Manifest::of(path)? != before => {}
+            result => return result,
+        }
+    }
+    Err(OpenError::Unsettled)
+}
+
+/// Which tables and logs make up the store. Only ever grows, or is replaced by one of another name.
+#[derive(PartialEq, Eq)]
+struct Manifest {
+    name: String,
+    bytes: u64,
+}
+
+impl Manifest {
+    fn of(path: &Path) -> Result<Self, OpenError> {
+        let unavailable = |error: io::Error| OpenError::Unavailable(format!("{}: {error}", path.display()));
+        let name = fs::read_to_string(path.join("CURRENT")).map_err(unavailable)?;
+        let bytes = match fs::metadata(path.join(name.trim_end())) {
+            Ok(file) => file.len(),
+            // Replaced between the two calls: then the next look finds another name, and if not, opening says why.
+            Err(_) => 0,
+        };
+        Ok(Self { name, bytes })
+    }
+}
+
+/// Whether there is a store in this folder.
+pub fn exists(path: &Path) -> bool {
+    path.join("CURRENT").exists()
+}
+
+/// The process that has the store open for writing; 0 if it cannot be seen from here. Not for a process that has the
+/// store open itself: asking would drop its lock.
+pub fn used_by(path: &Path) -> Option<u32> {
+    let lock = File::open(path.join("LOCK")).ok()?;
+    let mut whole_file = libc::flock {
+        l_type: libc::F_WRLCK as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    };
+    // SAFETY: the descriptor is open, and the kernel fills in a struct of the type that F_GETLK is documented with.
+    let asked = unsafe { libc::fcntl(lock.as_raw_fd(), libc::F_GETLK, &raw mut whole_file) };
+    let is_locked = asked == 0 && whole_file.l_type != libc::F_UNLCK as libc::c_short;
+    is_locked.then(|| u32::try_from(whole_file.l_pid).unwrap_or(0))
+}
+
+/// Opens a store that is there, to copy it. Needs no seed.
+pub(super) fn open_to_copy(path: &Path) -> Result<Db, OpenError> {
+    if !exists(path) {
+        return Err(OpenError::Unavailable(format!(
+            "there is no store in {}",
+            path.display()
+        )));
+    }
+    let db = open_to_write(path)?;
+    View::new(&db).check_format()?;
+    Ok(db)
+}
+
+/// Reads every record of a store that nobody writes, which verifies all checksums, and adds up the book.
+pub(super) fn audit_closed(path: &Path) -> Result<Audit, OpenError> {
+    let db = open_to_read(path)?;
+    let view = View::new(&db);
+    view.check_format()?;
+    // The rest is read for the audit.
+    let audited = [family::ASSETS, family::ACCOUNTS, family::BALANCES, family::POSITIONS];
+    for name in family::ALL.iter().filter(|name| !audited.contains(name)) {
+        view.each(name, |_, _| Ok(()))?;
+    }
+    Ok(view.audit()?)
+}
+
+fn open_to_write(path: &Path) -> Result<Db, OpenError> {
+    let options = options();
+    // Families of a newer version must be opened too, or RocksDB refuses before we can read the format version.
+    let mut families: Vec<String> = family::ALL.map(String::from).into();
+    families.push("default".into());
+    if exists(path) {
+        let known = DB::list_cf(&options, path).map_err(open_error)?;
+        families.extend(
+            known
+                .into_iter()
+                .filter(|name| !family::ALL.contains(&name.as_str()) && name != "default"),
+        );
+    }
+    DB::open_cf_with_opts(&options, path, families.into_iter().map(|name| (name, options.clone())))
+        .map(Db)
+        .map_err(open_error)
+}
+
+fn open_to_read(path: &Path) -> Result<Db, OpenError> {
+    let mut options = options();
+    // Even a reader would make the folder.
+    options.create_if_missing(false);
+    let families = DB::list_cf(&options, path).map_err(open_error)?;
+    let families = families.into_iter().map(|name| (name, options.clone()));
+    DB::open_cf_with_opts_for_read_only(&options, path, families, false)
+        .map(Db)
+        .map_err(open_error)
 }
 
 /// What was kept at one instant between two commits.
@@ -245,15 +384,35 @@ impl<'a> View<'a> {
     }
 
     fn meta(&self, key: &[u8]) -> Result<Option<Vec<u8>>, ReadError> {
-        Ok(self.snapshot.get_cf(self.db.family(family::META), key)?)
+        let Some(family) = self.db.0.cf_handle(family::META) else {
+            return Ok(None);
+        };
+        Ok(self.snapshot.get_cf(family, key)?)
+    }
+
+    fn check_format(&self) -> Result<(), OpenError> {
+        let Some(version) = self.meta(meta::FORMAT_VERSION)? else {
+            return Err(OpenError::Corrupt("it has no format version".into()));
+        };
+        let found = schema::read_u32(&version)?;
+        if found != schema::FORMAT_VERSION {
+            return Err(OpenError::UnknownFormat {
+                found,
+                expected: schema::FORMAT_VERSION,
+            });
+        }
+        Ok(())
+    }
+
+    fn records(&self, name: &str) -> Option<DBIteratorWithThreadMode<'_, DB>> {
+        // A store that is only read may lack a family that a newer version would add: it has no records then.
+        let family = self.db.0.cf_handle(name)?;
+        Some(self.snapshot.iterator_cf_opt(family, read_once(), IteratorMode::Start))
     }
 
     /// Every record of a family, by ascending key. Checksums are verified.
     fn each(&self, name: &str, mut visit: impl FnMut(&[u8], &[u8]) -> Result<(), ReadError>) -> Result<(), ReadError> {
-        for record in self
-            .snapshot
-            .iterator_cf_opt(self.db.family(name), read_once(), IteratorMode::Start)
-        {
+        for record in self.records(name).into_iter().flatten() {
             let (key, value) = record?;
             visit(&key, &value)?;
         }
@@ -312,10 +471,7 @@ impl<'a> View<'a> {
         &self,
         mut visit: impl FnMut(AccountId, &[u8], i128) -> Result<(), ReadError>,
     ) -> Result<(), ReadError> {
-        let balances = self.db.family(family::BALANCES);
-        let mut balances = self
-            .snapshot
-            .iterator_cf_opt(balances, read_once(), IteratorMode::Start);
+        let mut balances = self.records(family::BALANCES).into_iter().flatten();
         self.each(family::ACCOUNTS, |key, record| {
             let (owner, booked) = balances.next().ok_or(Malformed("balance of an account"))??;
             if *owner != *key {
@@ -685,9 +841,13 @@ mod tests {
         if let Some(path) = std::env::var_os(STORE) {
             let error = RocksStore::open(Path::new(&path), &SEED).err();
             assert_eq!(error, Some(OpenError::Locked));
+            assert_eq!(used_by(Path::new(&path)), Some(std::os::unix::process::parent_id()));
             return;
         }
         let folder = Folder::new();
+        assert_eq!(used_by(&folder.0), None);
+        drop(folder.open().unwrap());
+        assert_eq!(used_by(&folder.0), None);
         let _store = folder.open().unwrap();
         assert_eq!(folder.open().err(), Some(OpenError::Locked));
         let (_, module) = module_path!().split_once("::").unwrap();
@@ -698,6 +858,98 @@ mod tests {
             .unwrap();
         let text = String::from_utf8_lossy(&output.stdout);
         assert!(output.status.success() && text.contains("1 passed"), "{text}");
+    }
+
+    /// Everything that a reader could have changed.
+    fn listing(folder: &Folder) -> Vec<(PathBuf, u64, std::time::SystemTime)> {
+        let mut files: Vec<_> = fs::read_dir(&folder.0)
+            .unwrap()
+            .map(|entry| {
+                let entry = entry.unwrap();
+                let file = entry.metadata().unwrap();
+                (entry.path(), file.len(), file.modified().unwrap())
+            })
+            .collect();
+        files.sort();
+        files
+    }
+
+    #[test]
+    fn a_reader_sees_what_is_committed_and_changes_nothing() {
+        let folder = Folder::new();
+        let missing = read_only(&folder.0, &SEED, |_| Ok(())).unwrap_err();
+        assert!(matches!(missing, OpenError::Unavailable(_)), "{missing}");
+        assert!(!folder.0.exists(), "and makes no folder");
+        let (handle, mut sender) = start(folder.open().unwrap());
+        handle.apply(mutations()).unwrap();
+        for round in 1..=3 {
+            sender.push(transfer(0, 1, 10, 1));
+            handle.apply(Vec::new()).unwrap();
+            let before = listing(&folder);
+            let book = read_only(&folder.0, &SEED, |store| recover(store)).unwrap();
+            assert_eq!(book.accounts[1].1, round);
+            let error = read_only(&folder.0, &[8; 32], |_| Ok(())).unwrap_err();
+            assert_eq!(error, OpenError::WrongSeed);
+            assert_eq!(listing(&folder), before);
+        }
+        let refused = read_only(&folder.0, &SEED, |store| Ok(store.commit(&Batch::default())));
+        assert!(matches!(refused, Ok(Err(StoreError::Failed(_)))), "{refused:?}");
+        handle.stop();
+        let before = listing(&folder);
+        assert_eq!(
+            read_only(&folder.0, &SEED, |store| recover(store)).unwrap().accounts[1].1,
+            3
+        );
+        assert_eq!(listing(&folder), before);
+    }
+
+    /// Tables come and go quickly, as under a load that no real node has.
+    #[test]
+    fn a_reader_beside_a_busy_writer_is_never_wrong() {
+        let folder = Folder::new();
+        let store = folder.open().unwrap();
+        let db = store.db.clone();
+        let (handle, mut sender) = start(store);
+        handle.apply(mutations()).unwrap();
+        let done = Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let writer = std::thread::spawn({
+            let done = done.clone();
+            move || {
+                let mut paid = 0;
+                while !done.load(Ordering::Relaxed) {
+                    for _ in 0..10 {
+                        sender.push(transfer(0, 1, 10, 1));
+                        handle.apply(Vec::new()).unwrap();
+                        paid += 1;
+                    }
+                    if paid % 20 == 0 {
+                        db.0.flush_cf(db.family(family::BALANCES)).unwrap();
+                    }
+                }
+                (handle, paid)
+            }
+        });
+        let (mut last, mut read) = (0, 0);
+        for _ in 0..40 {
+            match read_only(&folder.0, &SEED, |store| recover(store)) {
+                Ok(book) => {
+                    let seen = book.accounts[1].1;
+                    assert!(seen >= last, "{seen} after {last}");
+                    last = seen;
+                    read += 1;
+                }
+                Err(error) => assert_eq!(error, OpenError::Unsettled),
+            }
+        }
+        done.store(true, Ordering::Relaxed);
+        let (handle, paid) = writer.join().unwrap();
+        handle.stop();
+        println!("{read} of 40 attempts read {last} of {paid} commits");
+        assert!(read > 0 && last > 0, "{read} of 40 attempts");
+        assert_eq!(
+            read_only(&folder.0, &SEED, |store| recover(store)).unwrap().accounts[1].1,
+            paid
+        );
     }
 
     #[test]

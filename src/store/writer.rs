@@ -11,8 +11,9 @@
 
 use std::cell::Cell;
 use std::io;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError, Weak};
 use std::thread::{self, JoinHandle, Thread};
 use std::time::{Duration, Instant};
 
@@ -21,7 +22,7 @@ use crossbeam::queue::ArrayQueue;
 use crossbeam::utils::CachePadded;
 
 use super::fold::Ledger;
-use super::{Applied, Auditor, Book, Mutation, Store, StoreError};
+use super::{Applied, Auditor, BackupError, Book, Mutation, Store, StoreError};
 use crate::ledger::audit::Audit;
 use crate::ledger::journal::TransferNumber;
 use crate::ledger::{AccountId, Transfer};
@@ -140,6 +141,8 @@ struct HandleInner {
     thread: Thread,
     /// The store itself goes with the writer's thread.
     auditor: Weak<dyn Auditor>,
+    /// Held while a copy is made.
+    backup: Mutex<()>,
     join: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -163,6 +166,20 @@ impl WriterHandle {
     pub fn audit(&self) -> Result<Audit, StoreError> {
         self.apply(Vec::new())?;
         self.inner.auditor.upgrade().ok_or_else(|| self.closed())?.audit()
+    }
+
+    /// Copies the store into the new folder `directory`, with everything handed over before. One copy at a time. Works
+    /// on the caller's thread, so commits go on meanwhile. Gives the proof of the copy, read back from it.
+    pub fn backup(&self, directory: &Path) -> Result<Audit, BackupError> {
+        let _one = match self.inner.backup.try_lock() {
+            Ok(guard) => guard,
+            // The lock protects no data.
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return Err(BackupError::Busy),
+        };
+        self.apply(Vec::new())?;
+        let auditor = self.inner.auditor.upgrade().ok_or_else(|| self.closed())?;
+        auditor.copy_to(directory)
     }
 
     /// Why the node can no longer commit, if so.
@@ -370,6 +387,7 @@ impl Writer {
             requests,
             thread,
             auditor: auditor_weak,
+            backup: Mutex::new(()),
             join: Mutex::new(Some(join)),
         };
         Ok((WriterHandle { inner: Arc::new(inner) }, senders))

@@ -87,6 +87,11 @@ impl Node {
         let data = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("node-{}-{number}", std::process::id()));
         // Left by a process of the same number that was killed.
         let _ = std::fs::remove_dir_all(&data);
+        Self::start_on(data, options)
+    }
+
+    /// On a data folder that is there already, or that the node makes. It is removed in the end.
+    pub fn start_on(data: PathBuf, options: Options) -> Self {
         let mut node = Self {
             options,
             data,
