@@ -2,17 +2,19 @@
 //!
 //! Owns how an account and a balance look in an answer. What happens is `control`'s.
 
-use serde::Serialize;
-use serde::ser::{SerializeSeq, Serializer};
+use std::sync::Arc;
+
+use serde::{Serialize, Serializer};
 use url::form_urlencoded;
 
 use crate::control::accounts::Outcome;
 use crate::control::edit::Edit;
-use crate::control::list::Filter;
+use crate::control::engines::{Engines, engine_in};
+use crate::control::list::{Cursor, Filter};
 use crate::control::{Control, Warning};
 use crate::ledger::account::{Account, RoutingRelation};
 use crate::ledger::directory::fold_username;
-use crate::shard::control::{AccountState, ApiRequest, ApiResponse};
+use crate::shard::control::{AccountState, ApiRequest, ApiResponse, QUESTIONS_MAX};
 use crate::wire::address::check_prefix;
 use crate::wire::timestamp::Timestamp;
 
@@ -20,6 +22,7 @@ use super::auth::Caller;
 use super::fields::{Purpose, SECRET, read_account};
 use super::problem::{Fault, Kind, Problem, json_answer};
 use super::read_json;
+use super::stream::{Brackets, json_stream, write_json};
 use super::values::check_asset_code;
 
 /// The largest page of a list of accounts.
@@ -105,43 +108,79 @@ pub fn delete(control: &Control, username: &str, query: &str) -> Result<ApiRespo
     }))
 }
 
+/// Accounts that are read, and whose shards are asked about them, at once.
+const ACCOUNTS_PER_READ: usize = 64;
+const _: () = assert!(ACCOUNTS_PER_READ <= QUESTIONS_MAX);
+
 /// `GET /accounts`
-pub fn list(control: &Control, query: &str) -> Result<ApiResponse, Problem> {
-    let filter = read_filter(query)?;
-    let page = control.list_accounts(&filter);
-    /// Written one by one: no second copy of all accounts.
-    struct Accounts<'a>(&'a Control, &'a [std::sync::Arc<Account>]);
-    impl Serialize for Accounts<'_> {
-        fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-            let mut list = serializer.serialize_seq(Some(self.1.len()))?;
-            for account in self.1 {
-                let (connected, engine) = (is_btp_connected(self.0, account), self.0.engine_of(account));
-                list.serialize_element(&AccountAnswer::new(account, connected, engine.as_deref()))?;
-            }
-            list.end()
-        }
-    }
-    let mut response = json_answer(&Accounts(control, &page.accounts));
-    if let (true, Some(last)) = (page.has_more, page.accounts.last()) {
+pub fn list(control: &Arc<Control>, query: &str) -> Result<ApiResponse, Problem> {
+    let (filter, mut cursor, limit) = read_list(query)?;
+    let Some(limit) = limit else {
+        let reader = Arc::clone(control);
+        let read = move || with_links(&reader, reader.list_accounts(&filter, &mut cursor, ACCOUNTS_PER_READ));
+        return Ok(json_stream(Brackets::Array, read, write_account));
+    };
+    // One more than asked for tells whether there is a next page. A page is chosen before it is answered, because its head
+    // says where the next one begins: one created while it goes out must not push another out of both.
+    let mut page = control.list_accounts(&filter, &mut cursor, limit + 1);
+    let has_more = page.len() > limit;
+    page.truncate(limit);
+    let next = page.last().filter(|_| has_more).map(|last| {
         let mut next = form_urlencoded::Serializer::new(String::new());
         next.extend_pairs(form_urlencoded::parse(query.as_bytes()).filter(|(name, _)| name != "after"));
         next.append_pair("after", &last.username);
-        response
-            .headers
-            .push(("link", format!("</accounts?{}>; rel=\"next\"", next.finish())));
-    }
+        format!("</accounts?{}>; rel=\"next\"", next.finish())
+    });
+    let reader = Arc::clone(control);
+    let mut page = page.into_iter();
+    let read = move || with_links(&reader, page.by_ref().take(ACCOUNTS_PER_READ).collect());
+    let mut response = json_stream(Brackets::Array, read, write_account);
+    response.headers.extend(next.map(|next| ("link", next)));
     Ok(response)
 }
 
-fn read_filter(query: &str) -> Result<Filter, Problem> {
-    let mut filter = Filter {
-        after: parameter(query, "after").map(Into::into),
-        ..Filter::default()
-    };
-    if let Some(limit) = parameter(query, "limit") {
-        let limit = limit.parse().ok().filter(|limit| (1..=PAGE_MAX).contains(limit));
+/// An account on its way into a list, and what is known of it elsewhere.
+struct Listed {
+    account: Arc<Account>,
+    is_btp_connected: bool,
+    /// All engines, of which one may be the account's.
+    engines: Arc<Engines>,
+}
+
+/// Shards are asked about BTP connections only where there can be one: most accounts of a large hub have none.
+fn with_links(control: &Control, accounts: Vec<Arc<Account>>) -> Vec<Listed> {
+    let engines = control.engines();
+    let ids: Vec<_> = accounts
+        .iter()
+        .filter(|account| has_btp(account))
+        .map(|account| account.id)
+        .collect();
+    let mut connected = control.btp_connected(&ids).into_iter();
+    let listed = accounts.into_iter().map(|account| Listed {
+        is_btp_connected: has_btp(&account) && connected.next().unwrap_or(false),
+        account,
+        engines: Arc::clone(&engines),
+    });
+    listed.collect()
+}
+
+fn write_account(out: &mut Vec<u8>, listed: &Listed) {
+    let engine = engine_in(&listed.engines, &listed.account);
+    write_json(
+        out,
+        &AccountAnswer::new(&listed.account, listed.is_btp_connected, engine),
+    );
+}
+
+/// What to list, from where on, and at most how many; `None`: all.
+fn read_list(query: &str) -> Result<(Filter, Cursor, Option<usize>), Problem> {
+    let mut filter = Filter::default();
+    let cursor = parameter(query, "after").map_or_else(Cursor::default, |username| Cursor::after(&username));
+    let mut limit = None;
+    if let Some(given) = parameter(query, "limit") {
+        let valid = given.parse().ok().filter(|limit| (1..=PAGE_MAX).contains(limit));
         let rule = || bad_parameter("limit", &format!("expected an integer from 1 to {PAGE_MAX}"));
-        filter.limit = Some(limit.ok_or_else(rule)?);
+        limit = Some(valid.ok_or_else(rule)?);
     }
     if let Some(code) = parameter(query, "asset_code") {
         filter.asset_code = Some(check_asset_code(&code).map_err(|(_, rule)| bad_parameter("asset_code", &rule))?);
@@ -154,7 +193,7 @@ fn read_filter(query: &str) -> Result<Filter, Problem> {
         let prefix = check_prefix(&prefix).map_err(|error| bad_parameter("address_prefix", &error.to_string()))?;
         filter.address_prefix = Some(prefix.into());
     }
-    Ok(filter)
+    Ok((filter, cursor, limit))
 }
 
 /// `GET /accounts/:username/balance`
@@ -213,8 +252,12 @@ impl BalanceFormat {
 
 /// Asks the shard only if there can be a connection: most accounts of a large hub have none.
 fn is_btp_connected(control: &Control, account: &Account) -> bool {
-    let links = &account.links;
-    (links.btp_url().is_some() || links.btp_incoming_token().is_some()) && control.account_state(account).btp_connected
+    has_btp(account) && control.account_state(account).btp_connected
+}
+
+/// Whether a BTP connection may come or be dialled.
+fn has_btp(account: &Account) -> bool {
+    account.links.btp_url().is_some() || account.links.btp_incoming_token().is_some()
 }
 
 /// The first value of a query parameter, decoded.

@@ -237,7 +237,7 @@ mod tests {
         let body = json::parse(body.as_bytes()).unwrap();
         read_account(body, purpose).map_err(|problem| {
             let response = problem.into_response(Default::default());
-            let body: serde_json::Value = serde_json::from_slice(&response.body).unwrap();
+            let body: serde_json::Value = serde_json::from_slice(&response.body.into_bytes()).unwrap();
             let params = body["invalid-params"].as_array().cloned().unwrap_or_default();
             let param = |param: &serde_json::Value| {
                 format!(

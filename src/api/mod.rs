@@ -2,8 +2,8 @@
 //!
 //! Owns the way of one call: path, method, size, credentials, content type, JSON, and what is answered or refused, in
 //! this order. [`path`] names resources, [`auth`] admits callers, [`json`], [`fields`] and [`values`] read bodies,
-//! [`problem`] says no; one file per group of calls does the rest. Leaves connections and HTTP's own framing to the
-//! shards, which hand over whole requests, and every effect to [`crate::control`].
+//! [`problem`] says no, [`stream`] answers at length; one file per group of calls does the rest. Leaves connections and
+//! HTTP's own framing to the shards, which hand over whole requests, and every effect to [`crate::control`].
 //!
 //! Always: a handler may wait (for the disk, for all shards, for packets in flight), so it runs on a thread of its own
 //! and never on a shard; a call that was refused has changed nothing; no answer and no log line holds a secret.
@@ -19,6 +19,7 @@ mod problem;
 mod rates;
 mod routes;
 mod spsp;
+mod stream;
 mod values;
 
 #[cfg(test)]
@@ -33,7 +34,7 @@ use crossbeam::channel::Receiver;
 use crate::control::Control;
 use crate::logs;
 use crate::shard::clock;
-use crate::shard::control::{ApiRequest, ApiResponse, Pending};
+use crate::shard::control::{ApiRequest, ApiResponse, Pending, Piece};
 use crate::stream::secret::TokenMaker;
 use crate::wire::timestamp::Timestamp;
 
@@ -66,15 +67,29 @@ pub struct Api {
     started: Instant,
 }
 
-/// Answers requests until there can be no more. Several threads may share one receiver.
+/// Answers requests, and goes on with long answers, until there can be no more. Several threads may share one receiver.
 pub fn serve(api: &Api, requests: &Receiver<Pending>) {
-    for Pending { request, respond } in requests {
+    for pending in requests {
         // Our own mistake in one call must not take the API away from all others.
-        let response = catch_unwind(AssertUnwindSafe(|| api.handle(&request)));
-        respond(response.unwrap_or_else(|_| {
-            tracing::error!(target: "api", method = request.method, "a call failed in the program");
-            Problem::new(Kind::Internal, "the call failed in the program").into_response(clock::wall())
-        }));
+        match pending {
+            Pending::Call { request, respond } => {
+                let response = catch_unwind(AssertUnwindSafe(|| api.handle(&request)));
+                respond(response.unwrap_or_else(|_| {
+                    tracing::error!(target: "api", method = request.method, "a call failed in the program");
+                    Problem::new(Kind::Internal, "the call failed in the program").into_response(clock::wall())
+                }));
+            }
+            Pending::Piece { mut source, respond } => {
+                let made = catch_unwind(AssertUnwindSafe(|| source.next_piece()));
+                respond(match made {
+                    Ok((bytes, has_more)) => Piece::Made(bytes, has_more.then_some(source)),
+                    Err(_) => {
+                        tracing::error!(target: "api", "a long answer failed in the program");
+                        Piece::Failed
+                    }
+                });
+            }
+        }
     }
 }
 
@@ -117,7 +132,7 @@ impl Api {
                 return Ok(ApiResponse {
                     status: 204,
                     headers,
-                    body: vec![],
+                    body: vec![].into(),
                     close: false,
                 });
             }
@@ -131,7 +146,7 @@ impl Api {
             let detail = format!("the body may have at most {} bytes", resource.body_bytes_max());
             return Err(Problem::new(Kind::PayloadTooLarge, detail).closing());
         }
-        let control = &*self.control;
+        let control = &self.control;
         match (resource, method) {
             (Resource::Node, _) => Ok(node::health(control)),
             (Resource::Description, _) => Ok(node::description()),

@@ -63,7 +63,7 @@ pub fn description() -> ApiResponse {
     ApiResponse {
         status: 200,
         headers: vec![("content-type", "application/json".to_owned())],
-        body: include_bytes!("openapi.json").to_vec(),
+        body: include_bytes!("openapi.json").to_vec().into(),
         close: false,
     }
 }

@@ -208,7 +208,7 @@ impl Problem {
         ApiResponse {
             status,
             headers,
-            body: to_json(&body),
+            body: to_json(&body).into(),
             close: self.close,
         }
     }
@@ -288,7 +288,7 @@ pub fn json_answer_with_status(status: u16, body: &impl Serialize) -> ApiRespons
     ApiResponse {
         status,
         headers,
-        body: to_json(body),
+        body: to_json(body).into(),
         close: false,
     }
 }
@@ -299,7 +299,7 @@ pub fn text_answer(text: &str) -> ApiResponse {
     ApiResponse {
         status: 200,
         headers,
-        body: text.as_bytes().to_vec(),
+        body: text.as_bytes().to_vec().into(),
         close: false,
     }
 }
@@ -336,7 +336,7 @@ mod tests {
             [("content-type", "application/problem+json".to_owned())]
         );
         assert_eq!(
-            String::from_utf8(response.body).unwrap(),
+            String::from_utf8(response.body.into_bytes()).unwrap(),
             r#"{"type":"https://errors.interledger.org/http-api/json-data","title":"JSON Data Error","status":400,"#
                 .to_owned()
                 + r#""code":"json_data","detail":"asset_scale is missing; min_balance: too far","#
@@ -345,6 +345,10 @@ mod tests {
         );
         let response = Problem::unauthorized("no").into_response(now);
         assert!(response.headers.contains(&("www-authenticate", "Bearer".to_owned())));
-        assert!(!String::from_utf8(response.body).unwrap().contains("invalid-params"));
+        assert!(
+            !String::from_utf8(response.body.into_bytes())
+                .unwrap()
+                .contains("invalid-params")
+        );
     }
 }

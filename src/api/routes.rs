@@ -17,10 +17,27 @@ use crate::wire::address::check_prefix;
 use super::json::{self, Json};
 use super::problem::{Fault, Kind, Problem, json_answer, shorten, text_answer};
 use super::read_json;
+use super::stream::{Brackets, json_stream, write_json};
+
+/// Routes that are read at once.
+const ROUTES_PER_READ: usize = 512;
 
 /// `GET /routes`
-pub fn list(control: &Control) -> ApiResponse {
-    json_answer(&RoutesAnswer(&control.routes()))
+pub fn list(control: &Arc<Control>) -> ApiResponse {
+    let control = Arc::clone(control);
+    let mut after: Option<Arc<str>> = None;
+    let read = move || {
+        let routes = control.routes_after(after.as_deref(), ROUTES_PER_READ);
+        if let Some((prefix, _)) = routes.last() {
+            after = Some(Arc::clone(prefix));
+        }
+        routes
+    };
+    json_stream(Brackets::Object, read, |out, (prefix, account)| {
+        write_json(out, &**prefix);
+        out.push(b':');
+        write_json(out, &*account.username);
+    })
 }
 
 /// `PUT /routes/static`

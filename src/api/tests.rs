@@ -9,7 +9,7 @@ use std::sync::Arc;
 use crate::control::Readiness;
 use crate::control::fake::{FakeBook, Node};
 use crate::ledger::account::AccountId;
-use crate::shard::control::AccountState;
+use crate::shard::control::{AccountState, BodySource};
 use crate::wire::base64;
 
 use super::*;
@@ -115,7 +115,7 @@ impl Caller {
 fn show(response: ApiResponse) -> (u16, String, Vec<(&'static str, String)>) {
     (
         response.status,
-        String::from_utf8(response.body).unwrap(),
+        String::from_utf8(response.body.into_bytes()).unwrap(),
         response.headers,
     )
 }
@@ -1223,7 +1223,7 @@ fn requests_are_served_until_there_can_be_no_more() {
         let answered = answered.clone();
         let request = caller.request(call, "-", "");
         let respond = Box::new(move |response: ApiResponse| answered.send(response.status).unwrap());
-        pending.send(Pending { request, respond }).unwrap();
+        pending.send(Pending::Call { request, respond }).unwrap();
     }
     drop(pending);
     serve(&caller.api, &requests);
@@ -1611,4 +1611,50 @@ fn log_level_and_description() {
     let mut request = caller.request("PUT /tracing-level", "admin", "");
     request.body = vec![0xff];
     assert_eq!(caller.api.handle(&request).status, 400);
+}
+
+#[test]
+fn long_answers_go_on_when_they_are_asked_to() {
+    /// Counts down to its end, or to a mistake of ours.
+    struct Countdown(u8, bool);
+
+    impl BodySource for Countdown {
+        fn next_piece(&mut self) -> (Vec<u8>, bool) {
+            assert!(self.0 > 1 || !self.1, "a mistake");
+            self.0 -= 1;
+            (vec![b'0' + self.0], self.0 > 0)
+        }
+    }
+
+    let caller = Caller::new();
+    for (source, expected) in [
+        (Countdown(3, false), "210."),
+        (Countdown(1, false), "0."),
+        (Countdown(3, true), "21!"),
+    ] {
+        let mut shown = String::new();
+        let mut source: Option<Box<dyn BodySource>> = Some(Box::new(source));
+        while let Some(made) = source.take() {
+            let (pending, requests) = crossbeam::channel::bounded(1);
+            let (answered, answers) = crossbeam::channel::bounded(1);
+            let respond = Box::new(move |piece| answered.send(piece).map_err(drop).unwrap());
+            pending
+                .send(Pending::Piece { source: made, respond })
+                .map_err(drop)
+                .unwrap();
+            drop(pending);
+            serve(&caller.api, &requests);
+            match answers.try_recv().map_err(drop).unwrap() {
+                Piece::Made(bytes, more) => {
+                    shown += str::from_utf8(&bytes).unwrap();
+                    source = more;
+                    if source.is_none() {
+                        shown.push('.');
+                    }
+                }
+                Piece::Failed => shown.push('!'),
+            }
+        }
+        assert_eq!(shown, expected);
+    }
 }

@@ -16,13 +16,16 @@ pub const ENGINES_MAX: usize = 1 << 16;
 /// URL of an engine by the code of an asset, which is in upper case.
 pub type Engines = BTreeMap<Box<str>, Arc<str>>;
 
+/// The engine that settles for an account: its own, else that of its asset.
+pub fn engine_in<'a>(engines: &'a Engines, account: &'a Account) -> Option<&'a str> {
+    let own = account.settlement.engine_url.as_deref();
+    own.or_else(|| engines.get(&account.asset.code as &str).map(|url| &**url))
+}
+
 impl Control {
-    /// The engine that settles for an account: its own, else that of its asset.
+    /// See [`engine_in`].
     pub fn engine_of(&self, account: &Account) -> Option<Arc<str>> {
-        match &account.settlement.engine_url {
-            Some(url) => Some((**url).into()),
-            None => self.read().engines.get(&*account.asset.code).cloned(),
-        }
+        engine_in(&self.read().engines, account).map(Arc::from)
     }
 
     /// The engines of all assets that have one.

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use crate::ledger::account::{AccountId, Asset};
 use crate::ledger::audit::{AssetAudit, Audit};
-use crate::shard::control::{AccountState, Change, Shards, StillInFlight};
+use crate::shard::control::{AccountState, Change, QUESTIONS_MAX, Shards, StillInFlight};
 use crate::store::{Applied, Book, Mutation, StoreError};
 
 use super::{BackupError, Bookkeeper, Control, Readiness};
@@ -197,6 +197,11 @@ impl Shards for FakeShards {
 
     fn account_state(&self, id: AccountId) -> Option<AccountState> {
         self.states.lock().unwrap().get(&id).copied()
+    }
+
+    fn btp_connected(&self, ids: &[AccountId]) -> Vec<bool> {
+        assert!(ids.len() <= QUESTIONS_MAX);
+        ids.iter().map(|id| self.state(*id).btp_connected).collect()
     }
 
     /// Does not wait: what is in flight in a fake stays there.

@@ -246,6 +246,7 @@ impl Control {
             }
             state.routes.apply([Step::Fix { prefix, next_hop }]);
         }
+        state.routes.shrink();
         Ok((state, mutations))
     }
 
@@ -327,6 +328,11 @@ impl Control {
             booked: self.bookkeeper.booked(account.id).unwrap_or(0),
             ..AccountState::default()
         })
+    }
+
+    /// Whether each of these accounts has a BTP connection that is up.
+    pub fn btp_connected(&self, ids: &[AccountId]) -> Vec<bool> {
+        self.shards.btp_connected(ids)
     }
 
     /// Begins a change: from here on, until the guard goes, nobody else makes one.

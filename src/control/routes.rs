@@ -19,13 +19,15 @@ pub const STATIC_ROUTES_MAX: usize = 1_000_000;
 pub type Route = (Arc<str>, Arc<Account>);
 
 impl Control {
-    /// Every route in force, in the order of the prefixes.
-    pub fn routes(&self) -> Vec<Route> {
+    /// The routes in force behind a prefix (`None`: from the first on), at most so many, in the order of the prefixes.
+    /// Fewer: there are no more. Holds the readers' lock as long as it takes to find so many.
+    pub fn routes_after(&self, prefix: Option<&str>, at_most: usize) -> Vec<Route> {
         let state = self.read();
         let account = |id| Arc::clone(state.directory.get(id).expect("a route leads to an account"));
         state
             .routes
-            .winners()
+            .winners_after(prefix)
+            .take(at_most)
             .map(|(prefix, next_hop)| (Arc::clone(prefix), account(next_hop)))
             .collect()
     }

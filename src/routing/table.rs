@@ -11,8 +11,9 @@
 //! Always: a prefix is in the table if and only if it has a candidate; the changes that [`Table::apply`] returns turn
 //! the winners before it into the winners after it.
 
+use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, HashMap};
+use std::ops::Bound;
 use std::sync::Arc;
 
 use crate::ledger::account::AccountId;
@@ -119,13 +120,11 @@ impl Kept {
     }
 }
 
-/// The routing table: every candidate for every prefix.
-///
-/// In no order, because an ordered map of prefixes that come in their order is half empty, and order is asked for only
-/// by who reads all of them.
+/// The routing table: every candidate for every prefix, in the order of the prefixes, so that who reads all of them can do
+/// so in parts.
 #[derive(Clone, Default, Debug)]
 pub struct Table {
-    kept: HashMap<Arc<str>, Kept>,
+    kept: BTreeMap<Arc<str>, Kept>,
     fixed_count: usize,
 }
 
@@ -164,30 +163,35 @@ impl Table {
         kept.map_or(&[][..], Kept::claims).iter().copied()
     }
 
-    /// Every prefix and where it leads, in the order of the prefixes; sorted for each call.
+    /// Every prefix and where it leads, in the order of the prefixes.
     pub fn winners(&self) -> impl Iterator<Item = (&Arc<str>, AccountId)> {
-        self.sorted(Kept::winner)
+        self.winners_after(None)
     }
 
-    /// The fixed routes, in the order of the prefixes; sorted for each call.
+    /// The same from behind a prefix on, which need not be there.
+    pub fn winners_after(&self, prefix: Option<&str>) -> impl Iterator<Item = (&Arc<str>, AccountId)> {
+        let first = prefix.map_or(Bound::Unbounded, Bound::Excluded);
+        self.kept
+            .range::<str, _>((first, Bound::Unbounded))
+            .filter_map(|(prefix, kept)| Some((prefix, kept.winner()?)))
+    }
+
+    /// The fixed routes, in the order of the prefixes.
     pub fn fixed_routes(&self) -> impl Iterator<Item = (&Arc<str>, AccountId)> {
-        self.sorted(Kept::fixed)
+        self.kept
+            .iter()
+            .filter_map(|(prefix, kept)| Some((prefix, kept.fixed()?)))
     }
 
     /// The prefixes that the operator sends to this account, in their order.
     pub fn fixed_routes_to(&self, account: AccountId) -> Vec<Arc<str>> {
-        let routes = self.sorted(move |kept| kept.fixed().filter(|next_hop| *next_hop == account));
+        let routes = self.fixed_routes().filter(|(_, next_hop)| *next_hop == account);
         routes.map(|(prefix, _)| Arc::clone(prefix)).collect()
     }
 
-    fn sorted(&self, next_hop: impl Fn(&Kept) -> Option<AccountId>) -> impl Iterator<Item = (&Arc<str>, AccountId)> {
-        let mut routes: Vec<_> = self
-            .kept
-            .iter()
-            .filter_map(|(prefix, kept)| Some((prefix, next_hop(kept)?)))
-            .collect();
-        routes.sort_unstable_by_key(|(prefix, _)| *prefix);
-        routes.into_iter()
+    /// Gives back the room that prefixes taken one by one have left between them: up to half of the table.
+    pub fn shrink(&mut self) {
+        self.kept = std::mem::take(&mut self.kept).into_iter().collect();
     }
 
     /// Takes the steps in order and says which winners changed. A prefix that ends where it began is not named.
@@ -331,6 +335,39 @@ mod tests {
             ["g.b", "g.d"]
         );
         assert_eq!(table.winners().count(), 3);
+    }
+
+    #[test]
+    fn winners_are_read_in_parts() {
+        let mut table = Table::new();
+        table.apply(
+            [
+                "claim g.b 1",
+                "claim . 2",
+                "fix g 3",
+                "claim g.a.x 4",
+                "claim g.c 5",
+                "fix g.c 6",
+            ]
+            .map(step),
+        );
+        table.shrink();
+        let read = |after| {
+            let routes = table.winners_after(after);
+            let shown: Vec<String> = routes.map(|(prefix, id)| format!("{prefix}={id}")).collect();
+            shown.join(" ")
+        };
+        for (after, routes) in [
+            (None, "=2 g=3 g.a.x=4 g.b=1 g.c=6"),
+            (Some(""), "g=3 g.a.x=4 g.b=1 g.c=6"),
+            (Some("g"), "g.a.x=4 g.b=1 g.c=6"),
+            (Some("g.a"), "g.a.x=4 g.b=1 g.c=6"), // it need not be there
+            (Some("g.a.x"), "g.b=1 g.c=6"),
+            (Some("g.c"), ""),
+            (Some("h"), ""),
+        ] {
+            assert_eq!(read(after), routes, "after {after:?}");
+        }
     }
 
     #[test]

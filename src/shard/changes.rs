@@ -35,17 +35,23 @@ impl Shard {
 
     fn received_cold(&mut self, cold: Cold) {
         match cold {
-            Cold::Changes(changes, done) => {
-                for change in changes.iter() {
+            Cold::Changes(changes, part, done) => {
+                for change in &changes[part] {
                     self.apply(change, 0);
                 }
+                // Before the other side hears of it: the last one to have a long list must not be a shard.
+                drop(changes);
                 // Nobody waits any more if the node is ending.
                 let _ = done.send(());
             }
             Cold::State(account, answer) => {
                 let _ = answer.send(self.account_state(account));
             }
-            Cold::ApiResponse { reply_to, response } => self.api_responded(reply_to, &response),
+            Cold::BtpConnected(accounts, answer) => {
+                let _ = answer.send(accounts.iter().map(|id| self.is_btp_connected(*id)).collect());
+            }
+            Cold::ApiResponse { reply_to, response } => self.api_responded(reply_to, response),
+            Cold::ApiPiece { reply_to, piece } => self.api_made(reply_to, piece),
             Cold::Resolved(resolved) => self.resolved(*resolved),
             Cold::Stop => {
                 self.stopping = true;
@@ -97,18 +103,20 @@ impl Shard {
 
     fn account_state(&self, id: AccountId) -> Option<AccountState> {
         let (balance, in_flight) = self.pipeline.state_of(id)?;
-        let btp_connected = self
-            .peers
-            .get(id)
-            .and_then(|peer| peer.btp)
-            .is_some_and(|socket| self.ring.is_open(socket));
         Some(AccountState {
             booked: balance.booked(),
             held: balance.held(),
             reserved: balance.reserved(),
             in_flight,
-            btp_connected,
+            btp_connected: self.is_btp_connected(id),
         })
+    }
+
+    fn is_btp_connected(&self, id: AccountId) -> bool {
+        self.peers
+            .get(id)
+            .and_then(|peer| peer.btp)
+            .is_some_and(|socket| self.ring.is_open(socket))
     }
 
     /// Closes the BTP sessions that an account's peer has opened.

@@ -1,14 +1,15 @@
 //! Which socket, which link, which account: the connections of one shard, and when each must have said something.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 
 use crate::ledger::{Account, AccountId};
 use crate::link::btp::BtpLink;
-use crate::link::http::{HttpClient, HttpServer};
+use crate::link::http::{Answers, HttpClient, HttpServer};
 use crate::net::SocketId;
 use crate::pipeline::in_flight::RequestId;
 use crate::wire::websocket::ClientHandshake;
+
+use super::control::BodySource;
 
 /// One connection of this shard.
 pub struct Connection {
@@ -57,24 +58,18 @@ pub enum Link {
 #[derive(Default)]
 pub struct HttpServing {
     pub server: HttpServer,
-    /// Requests that are not answered yet, oldest first.
-    pub replies: VecDeque<HttpReply>,
+    /// Requests that are not answered yet.
+    pub answers: Answers<Box<dyn BodySource>>,
     /// The number of the next request on this connection.
     pub next_request: u32,
     /// Whose packets the previous head brought, if the next one is the same.
     pub repeating: Option<Arc<Account>>,
     /// No further request is read: the last reply closes.
     pub closing: bool,
+    /// Requests lie in the inbox until the client has read more of its answers.
+    pub held_back: bool,
     /// Milliseconds at which the request that is incomplete began; 0: none is.
     pub request_since_ms: u64,
-}
-
-/// A request that waits for its reply, or a reply that waits for an earlier one.
-pub struct HttpReply {
-    pub request: u32,
-    pub keep_alive: bool,
-    pub head_only: bool,
-    pub ready: Option<Vec<u8>>,
 }
 
 pub struct BtpSession {

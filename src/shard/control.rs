@@ -11,6 +11,8 @@ use std::time::Duration;
 use crate::ledger::account::{Account, AccountId};
 use crate::pipeline::rates::Rates;
 
+pub use crate::link::http::PIECE_BYTES;
+
 /// One step of a change of configuration. It is durable before it is published.
 #[derive(Clone)]
 pub enum Change {
@@ -64,12 +66,19 @@ pub trait Shards: Send + Sync {
     /// The account as its shard sees it; `None` if the shard does not know it.
     fn account_state(&self, id: AccountId) -> Option<AccountState>;
 
+    /// Whether each of these accounts has a BTP connection that is up, in their order; false for one that no shard
+    /// knows. At most [`QUESTIONS_MAX`] at once.
+    fn btp_connected(&self, ids: &[AccountId]) -> Vec<bool>;
+
     /// Waits until a closed account has nothing in flight and all its transfers are durable.
     fn wait_until_idle(&self, id: AccountId, at_most: Duration) -> Result<(), StillInFlight>;
 
     /// Waits until a BTP connection of the account is up; false if it is not by then.
     fn wait_for_btp(&self, id: AccountId, at_most: Duration) -> bool;
 }
+
+/// Accounts that a shard may be asked about in one message: it answers in some 10 microseconds.
+pub const QUESTIONS_MAX: usize = 256;
 
 /// An HTTP request that is not a packet, whole and owned.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -84,19 +93,74 @@ pub struct ApiRequest {
     pub peer: IpAddr,
 }
 
-/// Its answer. The shard adds `Content-Length`, `Date` and `Connection`, and leaves the body out for HEAD.
-#[derive(Clone, PartialEq, Eq, Debug)]
+/// Its answer. The shard adds what frames the body, `Date` and `Connection`, and leaves the body out for HEAD.
 pub struct ApiResponse {
     pub status: u16,
     /// Names in lower case.
     pub headers: Vec<(&'static str, String)>,
-    pub body: Vec<u8>,
+    pub body: Body,
     /// Close the connection after this answer.
     pub close: bool,
 }
 
-/// A request that a shard handed over, and the way back for its answer.
-pub struct Pending {
-    pub request: ApiRequest,
-    pub respond: Box<dyn FnOnce(ApiResponse) + Send>,
+/// What an answer says.
+pub enum Body {
+    /// All of it. If it is long, the shard hands it on in pieces.
+    Whole(Vec<u8>),
+    /// As much as there is to say, made while the client reads it: for what may be larger than anybody should keep.
+    Made(Box<dyn BodySource>),
+}
+
+impl Body {
+    /// All of it, for tests.
+    #[cfg(test)]
+    pub(crate) fn into_bytes(self) -> Vec<u8> {
+        let mut source = match self {
+            Self::Whole(bytes) => return bytes,
+            Self::Made(source) => source,
+        };
+        let mut all = Vec::new();
+        loop {
+            let (piece, has_more) = source.next_piece();
+            all.extend(piece);
+            if !has_more {
+                return all;
+            }
+        }
+    }
+}
+
+impl From<Vec<u8>> for Body {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self::Whole(bytes)
+    }
+}
+
+/// Makes a body, piece by piece, on an API thread; between two pieces it waits for the client, on no thread at all. It may
+/// be dropped at any time, on a shard, so it should hold little.
+pub trait BodySource: Send {
+    /// The next piece, of about [`PIECE_BYTES`], and whether more will follow.
+    fn next_piece(&mut self) -> (Vec<u8>, bool);
+}
+
+/// What came of asking for a piece.
+pub enum Piece {
+    /// And what makes the next one; `None` if this was the last.
+    Made(Vec<u8>, Option<Box<dyn BodySource>>),
+    /// It cannot be made: our own mistake. The client must see that the answer is not complete.
+    Failed,
+}
+
+/// What a shard asks of the API threads, and the way back.
+pub enum Pending {
+    /// A request that is to be answered.
+    Call {
+        request: ApiRequest,
+        respond: Box<dyn FnOnce(ApiResponse) + Send>,
+    },
+    /// An answer whose client has taken all of it so far: the next piece.
+    Piece {
+        source: Box<dyn BodySource>,
+        respond: Box<dyn FnOnce(Piece) + Send>,
+    },
 }

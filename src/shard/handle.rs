@@ -9,8 +9,12 @@ use crossbeam::channel::{Receiver, bounded};
 use crate::ledger::AccountId;
 use crate::pipeline::stats::Stats;
 
-use super::control::{AccountState, Change, Shards, StillInFlight};
+use super::control::{AccountState, Change, QUESTIONS_MAX, Shards, StillInFlight};
 use super::mesh::{Cold, Mailbox, Message};
+
+/// Changes that a shard applies in one turn: routes, of which it takes some two in a microsecond. So packets wait for a
+/// part of a large table of routes no longer than for each other.
+const CHANGES_PER_TURN: usize = 256;
 
 /// How often a state that is waited for is asked for again. Only deletions and new links wait like this.
 const ASK_AGAIN: Duration = Duration::from_millis(2);
@@ -75,10 +79,13 @@ impl ShardsHandle {
 impl Shards for ShardsHandle {
     fn publish(&self, changes: &[Change]) {
         let changes: Arc<[Change]> = changes.into();
-        let done = self.ask_all(|sender| Cold::Changes(changes.clone(), sender));
-        for done in done {
-            // An error: the shard has ended, and with it the node.
-            let _ = done.recv();
+        for start in (0..changes.len()).step_by(CHANGES_PER_TURN) {
+            let part = start..changes.len().min(start + CHANGES_PER_TURN);
+            let done = self.ask_all(|sender| Cold::Changes(changes.clone(), part.clone(), sender));
+            for done in done {
+                // An error: the shard has ended, and with it the node.
+                let _ = done.recv();
+            }
         }
     }
 
@@ -87,6 +94,30 @@ impl Shards for ShardsHandle {
         let (sender, receiver) = bounded(1);
         self.mailboxes[owner].send(Message::Cold(Cold::State(id, sender)));
         receiver.recv().ok().flatten()
+    }
+
+    fn btp_connected(&self, ids: &[AccountId]) -> Vec<bool> {
+        assert!(ids.len() <= QUESTIONS_MAX, "a shard is not asked so much at once");
+        let shards = self.mailboxes.len();
+        let questions = (0..shards).filter_map(|shard| {
+            let of_shard: Box<[AccountId]> = ids.iter().filter(|id| id.index() % shards == shard).copied().collect();
+            let (sender, receiver) = bounded(1);
+            (!of_shard.is_empty()).then(|| {
+                self.mailboxes[shard].send(Message::Cold(Cold::BtpConnected(of_shard, sender)));
+                (shard, receiver)
+            })
+        });
+        // All are asked before the first is waited for.
+        let questions: Vec<_> = questions.collect();
+        let mut connected = vec![false; ids.len()];
+        for (shard, answer) in questions {
+            let Ok(answer) = answer.recv() else { continue };
+            let places = (0..ids.len()).filter(|place| ids[*place].index() % shards == shard);
+            for (place, is_connected) in places.zip(answer) {
+                connected[place] = is_connected;
+            }
+        }
+        connected
     }
 
     fn wait_until_idle(&self, id: AccountId, at_most: Duration) -> Result<(), StillInFlight> {

@@ -6,28 +6,32 @@ use std::sync::Arc;
 use crate::ledger::directory::{normalize_username, secrets_equal};
 use crate::ledger::{Account, AccountId, Directory};
 use crate::link::btp::BtpLink;
-use crate::link::http::Incoming;
+use crate::link::http::{Asked, Incoming, LongBody, Next, PIECE_BYTES};
 use crate::net::SocketId;
 use crate::pipeline::in_flight::ReplyTo;
 use crate::wire::http::authorization::{Credentials, parse_authorization};
-use crate::wire::http::write::{write_ok_packet, write_response};
+use crate::wire::http::write::{write_ok_packet, write_response, write_response_head};
 use crate::wire::http::{Method, RequestHead};
 use crate::wire::packet::{PACKET_BYTES_MAX, Prepare};
 use crate::wire::timestamp::HTTP_DATE_BYTES;
 use crate::wire::websocket;
 
-use super::Shard;
 use super::btp_sessions::AUTHENTICATION_MS_MAX;
-use super::connections::{BtpPhase, BtpSession, Connection, HttpReply, HttpServing, Link};
-use super::control::{ApiRequest, ApiResponse, Pending};
+use super::connections::{BtpPhase, BtpSession, Connection, HttpServing, Link};
+use super::control::{ApiRequest, ApiResponse, Body, BodySource, Pending, Piece};
+use super::mesh::{Cold, Message};
 use super::paths::{Target, classify};
 use super::problem::Problem;
+use super::{Shard, UNSENT_BYTES_MAX};
 
 /// A connection on which no request comes is closed after this long. Peers keep theirs busier than that.
 pub const IDLE_MS_MAX: u64 = 600_000;
 /// The head of a request must be complete this long after its first byte, and its body this long after that: a sender
 /// that takes longer is broken or means us harm.
 pub const REQUEST_MS_MAX: u64 = 10_000;
+/// A client that has taken nothing of a long answer for so long is gone, or means us harm. Not less: the system takes more
+/// from us only when a slow client has emptied a good part of what it keeps for it, which may be megabytes.
+const UNREAD_MS_MAX: u64 = 60_000;
 /// How long a closing connection may take to read our last answer.
 const LINGER_MS_MAX: u64 = 2_000;
 
@@ -51,8 +55,14 @@ enum Decision {
         btp: bool,
     },
     Api(Box<ApiRequest>),
+    /// Which methods there are, and nothing else.
+    Methods(&'static str),
     Problem(Problem),
 }
+
+/// What can be done to the paths that shards serve themselves.
+const PACKET_METHODS: &str = "POST, OPTIONS";
+const BTP_METHODS: &str = "GET, HEAD, OPTIONS";
 
 /// A packet within the bytes received, or out of a chunked body.
 enum Packet {
@@ -75,16 +85,21 @@ impl Shard {
             if serving.closing {
                 return bytes.len();
             }
-            if serving.replies.len() >= PIPELINED_MAX || connection.moving_to.is_some() {
+            if serving.answers.len() >= PIPELINED_MAX || serving.answers.holds_up() || connection.moving_to.is_some() {
                 break;
             }
             let Some(out) = self.ring.output(socket) else {
                 return bytes.len();
             };
+            serving.held_back = out.len() > UNSENT_BYTES_MAX;
+            if serving.held_back {
+                break;
+            }
             let rest = &bytes[used..];
+            let mut body_range = None;
             let admin_token = &self.admin_token;
             let result = serving.server.next(rest, |head| body_max(head, admin_token), out);
-            let (taken, decision, keep_alive, head_only) = match result {
+            let (taken, mut decision, asked) = match result {
                 Ok((0, None)) => break,
                 Ok((taken, None)) => {
                     used += taken;
@@ -103,11 +118,12 @@ impl Shard {
                         continue;
                     };
                     let packet = Packet::Within(range_of(body, rest, used));
-                    (taken, Decision::Packet { account, packet }, true, false)
+                    (taken, Decision::Packet { account, packet }, Asked::PACKET)
                 }
                 Ok((taken, Some(Incoming::Request { head, body }))) => {
                     serving.repeating = None;
                     let within = within(body, rest);
+                    body_range = within.then(|| range_of(body, rest, used));
                     // Who asks is looked up only if anybody has failed lately.
                     let blocked = !self.failures.is_empty()
                         && head.header("authorization").is_some()
@@ -115,52 +131,68 @@ impl Shard {
                             .ring
                             .peer_address(socket)
                             .is_some_and(|peer| self.failures.is_blocked(peer.ip(), self.now.monotonic_ms));
-                    let decision = decide(&head, body, self.pipeline.directory(), blocked, || {
+                    let decision = decide(&head, self.pipeline.directory(), blocked, || {
                         if within {
                             Packet::Within(range_of(body, rest, used))
                         } else {
                             Packet::Apart(body.into())
                         }
                     });
-                    (taken, decision, head.keep_alive(), head.method == Method::Head)
+                    let asked = Asked {
+                        keep_alive: head.keep_alive(),
+                        head_only: head.method == Method::Head,
+                        reads_chunks: head.version_minor >= 1,
+                        // Calls may change what the next request finds (RFC 9112, section 9.3.2), and what is to be
+                        // kept for a client is one answer, not hundreds.
+                        alone: matches!(decision, Decision::Api(_)),
+                        ..Asked::PACKET
+                    };
+                    (taken, decision, asked)
                 }
-                Err(refused) => (rest.len(), Decision::Problem(refused.into()), false, false),
+                Err(refused) => {
+                    let asked = Asked {
+                        keep_alive: false,
+                        ..Asked::PACKET
+                    };
+                    (rest.len(), Decision::Problem(refused.into()), asked)
+                }
             };
+            if let Decision::Api(request) = &mut decision {
+                request.body = match body_range {
+                    Some(range) => bytes[range].to_vec(),
+                    None => serving.server.take_body().unwrap_or_default(),
+                };
+            }
             if let Decision::Packet {
                 account,
                 packet: Packet::Within(_),
             } = &decision
             {
                 let owner = self.pipeline.owner_of(account.id);
-                if owner != self.id && !connection.moved && serving.replies.is_empty() && !connection.finished {
+                if owner != self.id && !connection.moved && serving.answers.is_empty() && !connection.finished {
                     // It begins again there, with this request.
                     *serving = HttpServing::default();
                     connection.moving_to = Some(owner);
                     self.move_if_ready(socket);
                     return used;
                 }
-                if keep_alive && serving.repeating.is_none() {
+                if asked.keep_alive && serving.repeating.is_none() {
                     serving.server.remember();
                     serving.repeating = Some(account.clone());
                 }
             }
             let decision = match decision {
                 // Behind it there is no HTTP any more, and these answers are still to come.
-                Decision::Upgrade { .. } if !serving.replies.is_empty() => Decision::Problem(Problem::bad_request(
+                Decision::Upgrade { .. } if !serving.answers.is_empty() => Decision::Problem(Problem::bad_request(
                     "a WebSocket begins when all earlier requests are answered",
                 )),
                 other => other,
             };
             let request = serving.next_request;
             serving.next_request = request.wrapping_add(1);
-            serving.closing = !keep_alive;
+            serving.closing = !asked.keep_alive;
             if !matches!(decision, Decision::Upgrade { .. }) {
-                serving.replies.push_back(HttpReply {
-                    request,
-                    keep_alive,
-                    head_only,
-                    ready: None,
-                });
+                serving.answers.push(Asked { request, ..asked });
             }
             self.carry_out(socket, request, decision, bytes);
             used += taken;
@@ -187,6 +219,20 @@ impl Shard {
                 } else {
                     self.prepare_arrived(account.id, reply_to, packet);
                 }
+            }
+            Decision::Methods(allow) => {
+                self.answer_http(reply_to, |out, date, asked| {
+                    write_response(
+                        out,
+                        date,
+                        204,
+                        &[("allow", allow)],
+                        b"",
+                        asked.keep_alive,
+                        asked.head_only,
+                    );
+                    asked.keep_alive
+                });
             }
             Decision::Problem(problem) => {
                 if problem.is_failed_attempt()
@@ -217,7 +263,8 @@ impl Shard {
         let Link::HttpServer(serving) = &mut connection.link else {
             return;
         };
-        let waiting_for_us = !serving.replies.is_empty();
+        let waiting_for_us = !serving.answers.is_empty();
+        let incomplete = incomplete || serving.server.is_collecting();
         if !incomplete {
             let before = std::mem::take(&mut serving.request_since_ms);
             // The idle time is long; that it begins at the last change is exact enough.
@@ -238,13 +285,15 @@ impl Shard {
         let Link::HttpServer(serving) = &mut connection.link else {
             return;
         };
-        if serving.closing && serving.replies.is_empty() {
+        let is_long = serving.answers.is_long();
+        if (serving.closing && serving.answers.is_empty()) || serving.answers.awaits_client() {
             self.ring.close(socket);
-        } else if !serving.replies.is_empty() {
+        } else if !serving.answers.is_empty() {
             // It waits for us, not we for it.
-            self.connections.set_deadline(socket, now_ms + IDLE_MS_MAX);
+            let wait_ms = if is_long { UNREAD_MS_MAX } else { IDLE_MS_MAX };
+            self.connections.set_deadline(socket, now_ms + wait_ms);
         } else if serving.request_since_ms != 0 {
-            let body_is_coming = serving.server.needed() > connection.inbox.len() + 1;
+            let body_is_coming = serving.server.is_collecting() || serving.server.needed() > connection.inbox.len() + 1;
             if body_is_coming && now_ms < serving.request_since_ms + 3 * REQUEST_MS_MAX {
                 let body_deadline_ms = serving.request_since_ms + 3 * REQUEST_MS_MAX;
                 self.connections.set_deadline(socket, body_deadline_ms);
@@ -252,11 +301,10 @@ impl Shard {
             }
             serving.closing = true;
             let request = serving.next_request;
-            serving.replies.push_back(HttpReply {
+            serving.answers.push(Asked {
                 request,
                 keep_alive: false,
-                head_only: false,
-                ready: None,
+                ..Asked::PACKET
             });
             let reply_to = ReplyTo {
                 shard: self.id,
@@ -277,102 +325,174 @@ impl Shard {
         let mailboxes = self.mesh.mailboxes().clone();
         let me = usize::from(self.id);
         let respond = Box::new(move |response| {
-            mailboxes[me].send(super::mesh::Message::Cold(super::mesh::Cold::ApiResponse {
-                reply_to,
-                response,
-            }));
+            mailboxes[me].send(Message::Cold(Cold::ApiResponse { reply_to, response }));
         });
-        if self.api.try_send(Pending { request, respond }).is_err() {
+        if self.api.try_send(Pending::Call { request, respond }).is_err() {
             let problem = Problem::new(503, "not_ready", "too many API calls are waiting");
             self.answer_problem(reply_to, &problem.with_header("retry-after", "1"));
         }
     }
 
-    pub(super) fn api_responded(&mut self, reply_to: ReplyTo, response: &ApiResponse) {
-        let headers: Vec<(&str, &str)> = response
-            .headers
-            .iter()
-            .map(|(name, value)| (*name, value.as_str()))
-            .collect();
-        self.answer_http(reply_to, |out, date, keep_alive, head_only| {
-            let keep_alive = keep_alive && !response.close;
-            let (status, body) = (response.status, &response.body);
-            write_response(out, date, status, &headers, body, keep_alive, head_only);
-            keep_alive
+    /// Has the next piece of a long answer made. Its client is not asked to wait longer than others: if there are too many
+    /// of them, it is cut off, and sees that.
+    fn ask_for_piece(&mut self, reply_to: ReplyTo, source: Box<dyn BodySource>) {
+        let mailboxes = self.mesh.mailboxes().clone();
+        let me = usize::from(self.id);
+        let respond = Box::new(move |piece| {
+            mailboxes[me].send(Message::Cold(Cold::ApiPiece { reply_to, piece }));
         });
+        if self.api.try_send(Pending::Piece { source, respond }).is_err() {
+            self.ring.close(SocketId::from_u64(reply_to.connection));
+        }
+    }
+
+    pub(super) fn api_responded(&mut self, reply_to: ReplyTo, response: ApiResponse) {
+        let ApiResponse {
+            status,
+            headers,
+            body,
+            close,
+        } = response;
+        let headers: Vec<(&str, &str)> = headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        let long = match body {
+            Body::Whole(body) if body.len() <= PIECE_BYTES => {
+                self.answer_http(reply_to, |out, date, asked| {
+                    let keep_alive = asked.keep_alive && !close;
+                    write_response(out, date, status, &headers, &body, keep_alive, asked.head_only);
+                    keep_alive
+                });
+                return;
+            }
+            Body::Whole(body) => LongBody::Bytes(body),
+            Body::Made(source) => LongBody::Made(source),
+        };
+        let date = *self.http_date.at(self.now.wall);
+        self.go_on_answering(reply_to, |serving, out| {
+            serving
+                .answers
+                .answer_long(reply_to.request, long, out, |out, asked, end| {
+                    let keep_alive = asked.keep_alive && !close;
+                    write_response_head(out, &date, status, &headers, end, keep_alive);
+                    keep_alive
+                })
+        });
+    }
+
+    pub(super) fn api_made(&mut self, reply_to: ReplyTo, piece: Piece) {
+        match piece {
+            Piece::Made(bytes, source) => self.go_on_answering(reply_to, |serving, out| {
+                serving.answers.handle_piece(reply_to.request, &bytes, source, out)
+            }),
+            Piece::Failed => self.ring.close(SocketId::from_u64(reply_to.connection)),
+        }
+    }
+
+    /// Everything written to the connection has been sent: a long answer goes on, and so do requests that waited for it.
+    pub(super) fn http_flushed(&mut self, socket: SocketId) {
+        let Some(Link::HttpServer(serving)) = self.connections.get_mut(socket).map(|connection| &mut connection.link)
+        else {
+            return;
+        };
+        if serving.answers.is_long() {
+            let reply_to = ReplyTo {
+                shard: self.id,
+                connection: socket.to_u64(),
+                request: 0, // whichever is first
+            };
+            self.go_on_answering(reply_to, |serving, out| serving.answers.handle_drained(out));
+        } else if std::mem::take(&mut serving.held_back) {
+            self.process_inbox(socket);
+        }
+    }
+
+    /// The client of a connection has said everything it will say. It gets its answers, also to what has not been looked at
+    /// yet; then the connection ends.
+    pub(super) fn http_finished(&mut self, socket: SocketId) {
+        let now_ms = self.now.monotonic_ms;
+        let Some(Link::HttpServer(serving)) = self.connections.get_mut(socket).map(|connection| &mut connection.link)
+        else {
+            return;
+        };
+        if serving.answers.is_empty() && !serving.held_back && !serving.closing {
+            serving.closing = true;
+            self.ring.drain(socket);
+            self.connections.set_deadline(socket, now_ms + UNREAD_MS_MAX);
+        }
     }
 
     fn answer_problem(&mut self, reply_to: ReplyTo, problem: &Problem) {
         let body = problem.body(self.now.wall);
-        let content_type = ("content-type", "application/problem+json");
-        let headers: Vec<_> = std::iter::once(content_type).chain(problem.header()).collect();
-        self.answer_http(reply_to, |out, date, keep_alive, head_only| {
+        let mut headers = vec![("content-type", "application/problem+json")];
+        headers.extend_from_slice(problem.headers());
+        self.answer_http(reply_to, |out, date, asked| {
+            let (keep_alive, head_only) = (asked.keep_alive, asked.head_only);
             write_response(out, date, problem.status(), &headers, &body, keep_alive, head_only);
             keep_alive
         });
     }
 
     pub(super) fn reply_over_http(&mut self, reply_to: ReplyTo, packet: &[u8]) {
-        self.answer_http(reply_to, |out, date, keep_alive, _| {
-            write_ok_packet(out, date, packet, keep_alive);
-            keep_alive
+        self.answer_http(reply_to, |out, date, asked| {
+            write_ok_packet(out, date, packet, asked.keep_alive);
+            asked.keep_alive
         });
     }
 
     /// Writes the answer to a request, now or when those before it have been answered. `write` gets where to, the text
-    /// for `Date`, whether the client lets the connection stay, and whether the body is left out; it says whether the
-    /// connection stays.
+    /// for `Date`, and what the client asked; it says whether the connection stays.
     fn answer_http(
         &mut self,
         reply_to: ReplyTo,
-        write: impl FnOnce(&mut Vec<u8>, &[u8; HTTP_DATE_BYTES], bool, bool) -> bool,
+        write: impl FnOnce(&mut Vec<u8>, &[u8; HTTP_DATE_BYTES], Asked) -> bool,
+    ) {
+        let date = *self.http_date.at(self.now.wall);
+        self.go_on_answering(reply_to, |serving, out| {
+            serving
+                .answers
+                .answer(reply_to.request, out, |out, asked| write(out, &date, asked))
+        });
+    }
+
+    /// Lets `write` write to a connection, if it is still there, and does what that says is to be done next.
+    fn go_on_answering(
+        &mut self,
+        reply_to: ReplyTo,
+        write: impl FnOnce(&mut HttpServing, &mut Vec<u8>) -> Next<Box<dyn BodySource>>,
     ) {
         let socket = SocketId::from_u64(reply_to.connection);
         let now_ms = self.now.monotonic_ms;
         let Some(connection) = self.connections.get_mut(socket) else {
             return;
         };
-        let finished = connection.finished;
         let Link::HttpServer(serving) = &mut connection.link else {
             return;
         };
-        let Some(at) = serving
-            .replies
-            .iter()
-            .position(|reply| reply.request == reply_to.request)
-        else {
-            return;
-        };
-        let date = self.http_date.at(self.now.wall);
-        if at > 0 {
-            let reply = &mut serving.replies[at];
-            let mut bytes = Vec::new();
-            reply.keep_alive = write(&mut bytes, date, reply.keep_alive, reply.head_only);
-            reply.ready = Some(bytes);
-            return;
-        }
         let Some(out) = self.ring.output(socket) else { return };
-        let first = serving.replies.pop_front().expect("found above");
-        let mut keep_alive = write(out, date, first.keep_alive, first.head_only);
-        while keep_alive
-            && let Some(next) = serving.replies.front_mut()
-            && let Some(bytes) = next.ready.take()
-        {
-            out.extend_from_slice(&bytes);
-            keep_alive = next.keep_alive;
-            serving.replies.pop_front();
-        }
-        if !keep_alive || (finished && serving.replies.is_empty()) {
+        let was_long = serving.answers.is_long();
+        let next = write(serving, out);
+        if let Next::Close = next {
             serving.closing = true;
-            serving.replies.clear();
+            serving.answers.clear();
             self.ring.drain(socket);
-            self.connections.set_deadline(socket, now_ms + LINGER_MS_MAX);
+            // The end of a long answer may still be here, if the client is slow.
+            let wait_ms = if was_long { UNREAD_MS_MAX } else { LINGER_MS_MAX };
+            self.connections.set_deadline(socket, now_ms + wait_ms);
             return;
         }
-        // What waited for room among the replies goes on when there is plenty again.
-        if !connection.inbox.is_empty() && serving.replies.len() <= PIPELINED_MAX / 2 && !self.resume.contains(&socket)
-        {
+        // What waited for its turn, or for room among the answers, goes on; the latter when there is plenty again. If
+        // nothing waits and nothing will come, the connection ends.
+        let may_go_on = serving.answers.len() <= PIPELINED_MAX / 2 && !serving.answers.holds_up();
+        let is_to_go_on = connection.finished || !connection.inbox.is_empty();
+        if is_to_go_on && may_go_on && !self.resume.contains(&socket) {
             self.resume.push(socket);
+        }
+        let is_long = serving.answers.is_long();
+        if was_long || is_long {
+            let wait_ms = if is_long { UNREAD_MS_MAX } else { IDLE_MS_MAX };
+            self.connections.set_deadline(socket, now_ms + wait_ms);
+        }
+        if let Next::Make(request, source) = next {
+            self.ask_for_piece(ReplyTo { request, ..reply_to }, source);
         }
         self.adjust_reception(socket);
     }
@@ -416,19 +536,12 @@ fn is_admin(head: &RequestHead<'_>, admin_token: &str) -> bool {
         .unwrap_or(false)
 }
 
-fn decide(
-    head: &RequestHead<'_>,
-    body: &[u8],
-    directory: &Directory,
-    blocked: bool,
-    packet: impl FnOnce() -> Packet,
-) -> Decision {
+/// What to do with a request; the body of one for the API is still to be put in.
+fn decide(head: &RequestHead<'_>, directory: &Directory, blocked: bool, packet: impl FnOnce() -> Packet) -> Decision {
     match classify(head.path()) {
-        Target::Packet { .. } if head.method == Method::Options => {
-            Decision::Problem(Problem::new(204, "", "").with_header("allow", "POST, OPTIONS"))
-        }
+        Target::Packet { .. } if head.method == Method::Options => Decision::Methods(PACKET_METHODS),
         Target::Packet { .. } if head.method != Method::Post => {
-            Decision::Problem(Problem::method_not_allowed("POST, OPTIONS", "packets are sent by POST"))
+            Decision::Problem(Problem::method_not_allowed(PACKET_METHODS, "packets are sent by POST"))
         }
         Target::Packet { username: Some(name) } if normalize_username(&name).is_err() => {
             Decision::Problem(Problem::impossible_name())
@@ -445,24 +558,33 @@ fn decide(
             },
             Err(problem) => Decision::Problem(problem),
         },
-        Target::Btp { .. } if head.method != Method::Get => {
-            Decision::Problem(Problem::method_not_allowed("GET", "a WebSocket begins with GET"))
+        Target::Btp { .. } if head.method == Method::Options => Decision::Methods(BTP_METHODS),
+        Target::Btp { .. } if !matches!(head.method, Method::Get | Method::Head) => {
+            Decision::Problem(Problem::method_not_allowed(BTP_METHODS, "a WebSocket begins with GET"))
         }
         Target::Btp { username: Some(name) } if normalize_username(&name).is_err() => {
             Decision::Problem(Problem::impossible_name())
         }
         Target::Btp { username } => match head.upgrade_websocket() {
-            Some(upgrade) if websocket::is_valid_key(upgrade.key) && upgrade.version == Some(13) => Decision::Upgrade {
-                named: username
-                    .as_deref()
-                    .and_then(|name| directory.find(name))
-                    .map(|account| account.id),
-                name_given: username.is_some(),
-                key: upgrade.key.to_owned(),
-                btp: upgrade.offers("btp"),
-            },
+            Some(upgrade)
+                if head.method == Method::Get
+                    && websocket::is_valid_key(upgrade.key)
+                    && upgrade.version == Some(13) =>
+            {
+                Decision::Upgrade {
+                    named: username
+                        .as_deref()
+                        .and_then(|name| directory.find(name))
+                        .map(|account| account.id),
+                    name_given: username.is_some(),
+                    key: upgrade.key.to_owned(),
+                    btp: upgrade.offers("btp"),
+                }
+            }
             _ => Decision::Problem(
                 Problem::new(426, "upgrade_required", "this is a WebSocket (RFC 6455), version 13")
+                    .with_header("upgrade", "websocket")
+                    .with_header("connection", "Upgrade")
                     .with_header("sec-websocket-version", "13"),
             ),
         },
@@ -474,7 +596,7 @@ fn decide(
                 .iter()
                 .map(|(name, value)| (String::from_utf8_lossy(name).to_ascii_lowercase(), value.to_vec()))
                 .collect(),
-            body: body.to_vec(),
+            body: Vec::new(),
             peer: std::net::Ipv4Addr::UNSPECIFIED.into(),
         })),
     }

@@ -3,9 +3,10 @@
 //! Every shard has one mailbox that anybody may put into. It needs no bound of its own, because everything in it is
 //! bounded where it starts. A shard sends another at most [`PREPARES_MAX`] Prepares that are not answered yet, and no more
 //! bytes of them than a mailbox may hold; one more is rejected with T03. Every Prepare brings back exactly one response,
-//! a connection moves at most once, and the cold threads wait for an answer before they ask again. So a response always
-//! has room, and no shard ever waits for another.
+//! a connection moves at most once, the cold threads wait for an answer before they ask again, and a connection has one
+//! API call or one piece of an answer in the making. So a response always has room, and no shard ever waits for another.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -19,7 +20,7 @@ use crate::pipeline::incoming::Onward;
 use crate::pipeline::response::Outcome;
 use crate::pipeline::stats::Stats;
 
-use super::control::{AccountState, ApiResponse, Change};
+use super::control::{AccountState, ApiResponse, Change, Piece};
 use super::handover::Handover;
 
 /// Prepares that one shard may have sent to another and not got back.
@@ -72,12 +73,19 @@ impl Message {
 
 /// What the cold threads tell a shard.
 pub enum Cold {
-    /// Apply these in order, then say so.
-    Changes(Arc<[Change]>, Sender<()>),
+    /// Apply these of them in order, then say so.
+    Changes(Arc<[Change]>, Range<usize>, Sender<()>),
     State(AccountId, Sender<Option<AccountState>>),
+    /// Which of these accounts, all of this shard, have a BTP connection?
+    BtpConnected(Box<[AccountId]>, Sender<Box<[bool]>>),
     ApiResponse {
         reply_to: ReplyTo,
         response: ApiResponse,
+    },
+    /// More of a long answer.
+    ApiPiece {
+        reply_to: ReplyTo,
+        piece: Piece,
     },
     /// A name was resolved for a link of this account.
     Resolved(Box<super::dialing::Resolved>),

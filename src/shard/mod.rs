@@ -96,6 +96,8 @@ pub struct Shard {
     /// When this turn began; the same in microseconds of the monotonic clock.
     now: Now,
     turn_us: u64,
+    /// The longest turn so far took so many microseconds: packets may have waited for that long.
+    longest_turn_us: u64,
     http_date: HttpDate,
     ring: Ring,
     pipeline: Pipeline,
@@ -144,6 +146,7 @@ impl Shard {
             clock: setup.clock,
             now,
             turn_us: setup.clock.now_us(),
+            longest_turn_us: 0,
             http_date: HttpDate::new(now.wall),
             ring,
             pipeline: Pipeline::new(setup.settings, u32::from(id), shards, now),
@@ -200,6 +203,7 @@ impl Shard {
             self.turn(&mut completions);
             glommio::yield_if_needed().await;
         }
+        tracing::info!(target: "shard", shard = self.id, longest_turn_us = self.longest_turn_us, "ended");
     }
 
     /// One turn: everything that has happened is handled. What there is to send goes out with the next.
@@ -224,13 +228,12 @@ impl Shard {
         while let Some(socket) = self.resume.pop() {
             self.process_inbox(socket);
         }
-        if self
-            .commit
-            .is_due(self.clock.now_us(), self.pipeline.in_flight().is_empty())
-        {
+        let now_us = self.clock.now_us();
+        if self.commit.is_due(now_us, self.pipeline.in_flight().is_empty()) {
             self.commit = Commit::default();
             self.transfers.wake();
         }
+        self.longest_turn_us = self.longest_turn_us.max(now_us - self.turn_us);
         self.mesh.wake_others();
         if self.store.is_failed() && !self.pipeline.cannot_commit {
             tracing::error!(target: "ledger", shard = self.id, "the store has failed: no packet is accepted any more");
@@ -333,6 +336,13 @@ impl Shard {
             inbox.drain(..used);
             connection.inbox = inbox;
         }
+        if self
+            .connections
+            .get(socket)
+            .is_some_and(|connection| connection.finished)
+        {
+            self.http_finished(socket);
+        }
         self.adjust_reception(socket);
     }
 
@@ -361,8 +371,8 @@ impl Shard {
         };
         connection.finished = true;
         match &connection.link {
-            // A client may half-close after its last request; it still gets its answers.
-            Link::HttpServer(serving) if !serving.replies.is_empty() => {}
+            // Looks for a request that waited for its turn, and ends the connection if there is none.
+            Link::HttpServer(_) => self.process_inbox(socket),
             Link::HttpClient(_) => self.http_answers_ended(socket),
             _ => self.ring.drain(socket),
         }
@@ -371,6 +381,7 @@ impl Shard {
     fn flushed(&mut self, socket: SocketId) {
         self.adjust_reception(socket);
         self.move_if_ready(socket);
+        self.http_flushed(socket);
     }
 
     /// Stops reading from a peer that does not read what we send it, or that asks faster than it can be answered;

@@ -6,6 +6,8 @@
 
 use std::borrow::Cow;
 
+use serde::Serialize;
+
 use crate::link::http::Refused;
 use crate::wire::http::write::reason;
 use crate::wire::packet::InvalidPacket;
@@ -19,7 +21,7 @@ pub struct Problem {
     title: &'static str,
     code: &'static str,
     detail: Cow<'static, str>,
-    header: Option<(&'static str, &'static str)>,
+    headers: Vec<(&'static str, &'static str)>,
     failed_attempt: bool,
 }
 
@@ -29,10 +31,15 @@ impl Problem {
         Self {
             status,
             kind: "about:blank",
-            title: reason(status),
+            // The dialect has the older name of this one (RFC 7231).
+            title: if status == 413 {
+                "Payload Too Large"
+            } else {
+                reason(status)
+            },
             code,
             detail: detail.into(),
-            header: None,
+            headers: vec![],
             failed_attempt: false,
         }
     }
@@ -40,7 +47,7 @@ impl Problem {
     /// What belongs to the status, such as `Allow`.
     #[must_use]
     pub fn with_header(mut self, name: &'static str, value: &'static str) -> Self {
-        self.header = Some((name, value));
+        self.headers.push((name, value));
         self
     }
 
@@ -82,8 +89,8 @@ impl Problem {
         self.status
     }
 
-    pub fn header(&self) -> Option<(&'static str, &'static str)> {
-        self.header
+    pub fn headers(&self) -> &[(&'static str, &'static str)] {
+        &self.headers
     }
 
     /// Whether it counts against an address that guesses secrets.
@@ -92,15 +99,25 @@ impl Problem {
     }
 
     pub fn body(&self, now: Timestamp) -> Vec<u8> {
-        let body = serde_json::json!({
-            "type": self.kind,
-            "title": self.title,
-            "status": self.status,
-            "code": self.code,
-            "detail": self.detail,
-            "datetime": now.to_rfc3339(),
-        });
-        body.to_string().into_bytes()
+        /// In the order in which the API writes its own.
+        #[derive(Serialize)]
+        struct Body<'a> {
+            r#type: &'a str,
+            title: &'a str,
+            status: u16,
+            code: &'a str,
+            detail: &'a str,
+            datetime: String,
+        }
+        let body = Body {
+            r#type: self.kind,
+            title: self.title,
+            status: self.status,
+            code: self.code,
+            detail: &self.detail,
+            datetime: now.to_rfc3339(),
+        };
+        serde_json::to_vec(&body).expect("texts and a number can be written as JSON")
     }
 }
 
@@ -110,6 +127,7 @@ impl From<Refused> for Problem {
             413 => "payload_too_large",
             417 => "expectation_failed",
             431 => "request_header_fields_too_large",
+            501 => "not_implemented",
             505 => "http_version_not_supported",
             _ => "bad_request",
         };
@@ -156,7 +174,7 @@ mod tests {
             (
                 Refused::BodyTooLarge.into(),
                 413,
-                "Content Too Large",
+                "Payload Too Large",
                 "payload_too_large",
                 None,
             ),
@@ -167,7 +185,7 @@ mod tests {
             assert_eq!((&body["status"], &body["title"]), (&status.into(), &title.into()));
             assert_eq!(body["code"], code);
             assert_eq!(body["datetime"], "1970-01-01T00:00:00.000Z");
-            assert_eq!(problem.header().map(|(name, _)| name), header);
+            assert_eq!(problem.headers().first().map(|(name, _)| *name), header);
             assert_eq!(problem.is_failed_attempt(), status == 401);
         }
     }

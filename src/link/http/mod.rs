@@ -1,19 +1,23 @@
 //! ILP-over-HTTP (RFC 35, synchronous): one connection, as server and as client, without sockets.
 //!
 //! Owns the order of messages on a connection: where each begins and ends, that a head which comes
-//! again is not parsed again, and what a peer's status means for our packet. Leaves the bytes of a
+//! again is not parsed again, which answer may go out now and how much of it, and what a peer's
+//! status means for our packet. Leaves the bytes of a
 //! message to `wire::http`, who may do what to `api` and `shard`, and deadlines to the caller.
 //!
 //! Both ends work alike. The caller keeps received bytes until they are reported as used, and calls
-//! `next` until it answers `(0, None)`: read more. Of what came, only chunked bodies are copied.
+//! `next` until it answers `(0, None)`: read more. Of what came, only bodies that are chunked or longer
+//! than a packet are copied.
 //!
 //! Always: what `next` reports does not depend on how the bytes were split; a message that trickles
 //! in is looked at once per line of its head, not once per read; memory of one connection is bounded
 //! by a head and a body.
 
+mod answers;
 mod client;
 mod server;
 
+pub use answers::{Answers, Asked, LongBody, Next, PIECE_BYTES};
 pub use client::{Answer, Broken, HttpClient, RequestTemplate, Unsendable};
 pub use server::{HttpServer, Incoming, Refused};
 

@@ -7,6 +7,11 @@
 use super::{Progress, REPEATED_HEAD_BYTES_MAX};
 use crate::wire::http::write::write_continue;
 use crate::wire::http::{BodyError, ChunkedDecoder, Framing, Malformed, RequestHead, parse_request};
+use crate::wire::packet::PACKET_BYTES_MAX;
+
+/// A body longer than any packet is collected here as it arrives, and handed over without a copy: a shard that moved
+/// megabytes at once would keep its packets waiting. Shorter ones stay where they were received until they are whole.
+const COLLECTED_BYTES_MIN: usize = PACKET_BYTES_MAX + 1;
 
 /// One connection that a client has opened to us.
 ///
@@ -25,17 +30,23 @@ pub struct HttpServer {
     /// The last request of this connection has been reported.
     closing: bool,
     progress: Progress,
-    chunked: Option<Box<ChunkedRequest>>,
+    collected: Option<Box<CollectedRequest>>,
 }
 
-/// A request whose body arrives in chunks.
-struct ChunkedRequest {
+/// A request whose body is collected apart from the received bytes.
+struct CollectedRequest {
     head: Box<[u8]>,
-    decoder: ChunkedDecoder,
+    framing: Collecting,
     body: Vec<u8>,
     body_max: usize,
     /// It has been reported, and is to be dropped.
     complete: bool,
+}
+
+enum Collecting {
+    Chunks(ChunkedDecoder),
+    /// Ends with so many bytes.
+    Length(usize),
 }
 
 /// A complete request.
@@ -102,15 +113,15 @@ impl HttpServer {
         body_max: impl Fn(&RequestHead<'_>) -> usize,
         out: &mut Vec<u8>,
     ) -> Result<(usize, Option<Incoming<'a>>), Refused> {
-        if self.chunked.as_ref().is_some_and(|request| request.complete) {
-            self.chunked = None;
+        if self.collected.as_ref().is_some_and(|request| request.complete) {
+            self.collected = None;
         }
         if self.closing {
             // What a client sends behind its last request is nobody's.
             return Ok((bytes.len(), None));
         }
-        if self.chunked.is_some() {
-            return self.next_chunks(bytes, 0);
+        if self.collected.is_some() {
+            return self.collect(bytes, 0);
         }
         if !self.progress.is_worth_a_look(bytes) {
             return Ok((0, None));
@@ -137,7 +148,8 @@ impl HttpServer {
             Framing::Length(length) => usize::try_from(length).unwrap_or(usize::MAX),
             Framing::Chunked => {
                 continue_if_awaited(&head, &bytes[head_bytes..], out);
-                return self.start_chunks(bytes, head_bytes, body_max);
+                let framing = Collecting::Chunks(ChunkedDecoder::new());
+                return self.start_collecting(bytes, head_bytes, framing, body_max);
             }
             // A request does not end with the connection.
             Framing::None | Framing::UntilClose => 0,
@@ -148,6 +160,9 @@ impl HttpServer {
         let end = head_bytes.saturating_add(body_bytes);
         let Some(body) = bytes.get(head_bytes..end) else {
             continue_if_awaited(&head, &bytes[head_bytes..], out);
+            if body_bytes >= COLLECTED_BYTES_MIN {
+                return self.start_collecting(bytes, head_bytes, Collecting::Length(body_bytes), body_bytes);
+            }
             self.progress.wait_for(end);
             return Ok((0, None));
         };
@@ -189,33 +204,41 @@ impl HttpServer {
         }
     }
 
-    fn start_chunks<'a>(
+    fn start_collecting<'a>(
         &'a mut self,
         bytes: &[u8],
         head_bytes: usize,
+        framing: Collecting,
         body_max: usize,
     ) -> Result<(usize, Option<Incoming<'a>>), Refused> {
         self.progress = Progress::default();
         self.previous.clear();
         self.remembered = false;
-        self.chunked = Some(Box::new(ChunkedRequest {
+        self.collected = Some(Box::new(CollectedRequest {
             head: bytes[..head_bytes].into(),
-            decoder: ChunkedDecoder::new(),
+            framing,
             body: Vec::new(),
             body_max,
             complete: false,
         }));
-        self.next_chunks(bytes, head_bytes)
+        self.collect(bytes, head_bytes)
     }
 
-    /// Goes on with the chunks that begin at `start`.
-    fn next_chunks<'a>(&'a mut self, bytes: &[u8], start: usize) -> Result<(usize, Option<Incoming<'a>>), Refused> {
-        let Some(request) = &mut self.chunked else {
+    /// Goes on with the body, of which `bytes` has more from `start` on.
+    fn collect<'a>(&'a mut self, bytes: &[u8], start: usize) -> Result<(usize, Option<Incoming<'a>>), Refused> {
+        let Some(request) = &mut self.collected else {
             return Ok((start, None));
         };
-        let (used, complete) = request
-            .decoder
-            .decode(&bytes[start..], &mut request.body, request.body_max)?;
+        let more = &bytes[start..];
+        request.make_room(more.len());
+        let (used, complete) = match &mut request.framing {
+            Collecting::Chunks(decoder) => decoder.decode(more, &mut request.body, request.body_max)?,
+            Collecting::Length(length) => {
+                let used = more.len().min(*length - request.body.len());
+                request.body.extend_from_slice(&more[..used]);
+                (used, request.body.len() == *length)
+            }
+        };
         if !complete {
             return Ok((start + used, None));
         }
@@ -226,6 +249,28 @@ impl HttpServer {
         self.closing = !head.keep_alive();
         let body = &request.body;
         Ok((start + used, Some(Incoming::Request { head, body })))
+    }
+
+    /// The body of the request just reported, if it was collected, so that it need not be copied.
+    pub fn take_body(&mut self) -> Option<Vec<u8>> {
+        let request = self.collected.as_mut().filter(|request| request.complete)?;
+        Some(std::mem::take(&mut request.body))
+    }
+
+    /// A body is arriving, and not all of it is there.
+    pub fn is_collecting(&self) -> bool {
+        self.collected.as_ref().is_some_and(|request| !request.complete)
+    }
+}
+
+impl CollectedRequest {
+    /// Growing in doubles would copy megabytes at once, so a body that has become longer than a packet gets all the room
+    /// it may need. That is address space: memory comes as it is written to.
+    fn make_room(&mut self, more_bytes: usize) {
+        let bytes = self.body.len() + more_bytes;
+        if bytes >= COLLECTED_BYTES_MIN && bytes > self.body.capacity() {
+            self.body.reserve_exact(self.body_max.saturating_sub(self.body.len()));
+        }
     }
 }
 
@@ -464,6 +509,55 @@ mod tests {
         for (refused, status) in table {
             assert_eq!(refused.status(), status);
             assert!(!refused.to_string().is_empty());
+        }
+    }
+
+    #[test]
+    fn a_long_body_is_collected_and_taken() {
+        let body: Vec<u8> = (0..300_000_u32).map(|number| number as u8).collect();
+        let head = |framing: &str| format!("PUT /rates HTTP/1.1\r\nHost: h\r\n{framing}\r\n\r\n");
+        let chunks = body
+            .chunks(70_000)
+            .flat_map(|chunk| [format!("{:x}\r\n", chunk.len()).as_bytes(), chunk, b"\r\n"].concat());
+        let by_length = [head("Content-Length: 300000").as_bytes(), &body].concat();
+        let by_chunks: Vec<u8> = head("Transfer-Encoding: chunked")
+            .into_bytes()
+            .into_iter()
+            .chain(chunks)
+            .chain(*b"0\r\n\r\n")
+            .collect();
+        let get = b"GET / HTTP/1.1\r\nHost: h\r\n\r\n";
+        for request in [by_length, by_chunks] {
+            for read_bytes in [1_000, 16_384, 70_000] {
+                let (mut server, mut out, mut kept) = (HttpServer::new(), Vec::new(), Vec::new());
+                let bytes = [&request[..], get].concat();
+                let mut seen = Vec::new();
+                for read in bytes.chunks(read_bytes) {
+                    kept.extend_from_slice(read);
+                    let mut at = 0;
+                    loop {
+                        let (used, found) = server.next(&kept[at..], |_| 400_000, &mut out).unwrap();
+                        at += used;
+                        match found {
+                            Some(Incoming::Request { head, body }) => {
+                                let (target, bytes) = (head.target.to_owned(), body.len());
+                                assert!(!server.is_collecting());
+                                seen.push((target, bytes, server.take_body()));
+                            }
+                            Some(Incoming::Repeat { .. }) => panic!("nothing was remembered"),
+                            None if used == 0 => break,
+                            None => assert!(server.is_collecting()),
+                        }
+                    }
+                    kept.drain(..at);
+                    assert!(kept.len() <= read_bytes, "the body is not kept twice");
+                }
+                let expected = [
+                    ("/rates".to_owned(), body.len(), Some(body.clone())),
+                    ("/".to_owned(), 0, None),
+                ];
+                assert!(seen == expected, "read by {read_bytes}");
+            }
         }
     }
 
