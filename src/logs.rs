@@ -48,7 +48,7 @@ const ROOMS: [&str; 16] = [
     "connector",
 ];
 /// The targets that lines name themselves, because what an operator looks for is spread over several rooms.
-const NAMED_TARGETS: [&str; 7] = ["api", "btp", "config", "http", "ledger", "net", "packets"];
+const NAMED_TARGETS: [&str; 8] = ["api", "btp", "config", "http", "ledger", "net", "packets", "shard"];
 
 /// Which lines are written: one level per target, and one for all others.
 #[derive(Clone, PartialEq, Eq, Debug)]

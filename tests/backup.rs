@@ -356,14 +356,20 @@ fn the_command_asks_the_node_or_does_it_itself() {
         "{said}"
     );
     assert!(said.contains("ABC@9") && said.contains("adds up"), "{said}");
-    for (name, node, more, words) in [
-        ("one", &url, &auth[..], "409"),
-        ("none", &url, &["--auth", "wrong"], "401"),
-        ("none", &nobody, &[], "runs a node on"),
-        ("none", &url, &["--with-keys", "--auth", ADMIN_TOKEN], "no secret_seed"),
+    for (name, node, more, expected, words) in [
+        ("one", &url, &auth[..], 1, "409"),
+        ("none", &url, &["--auth", "wrong"], 1, "401"),
+        ("none", &nobody, &[], 1, "runs a node on"),
+        (
+            "none",
+            &url,
+            &["--with-keys", "--auth", ADMIN_TOKEN],
+            2,
+            "no secret_seed",
+        ),
     ] {
         let (code, said, error) = copy(name, node, more);
-        assert_eq!(code, 1, "{more:?}: {said}{error}");
+        assert_eq!(code, expected, "{more:?}: {said}{error}");
         assert!(error.contains(words) && error.lines().count() == 1, "{more:?}: {error}");
     }
 

@@ -12,7 +12,7 @@
 //! # How it is run
 //! One bash and one node per document, the node on a fresh data folder, which is `data` in the folder where bash begins.
 //! The node's two ports are free ones: where a command has `127.0.0.1:7770` it gets the real one, and what is shown is
-//! put back; so is the port 7780 of the walk-through's own endpoint. Settings from the environment tell `clearway` and
+//! put back; so are the port 7780 of the walk-through's own endpoint and the folder `/backup/`. Settings from the environment tell `clearway` and
 //! its commands the same. curl shows no progress, as on a terminal, and is counted: it must have been called as often as
 //! the document shows it. Each command has no input and a time limit; what a command in the background shows is waited
 //! for.
@@ -181,7 +181,7 @@ struct Session {
     stdin: ChildStdin,
     output: Receiver<String>,
     /// What the document says, and what is meant.
-    ports: [(&'static str, String); 3],
+    places: [(&'static str, String); 4],
     /// Something of an earlier command may still run, and show more.
     has_background: bool,
 }
@@ -224,16 +224,19 @@ impl Session {
         thread::spawn(move || send_output(stdout, &sender));
         let prelude = "exec 2>&1; curl() { echo >> \"$HOME/curls\"; command curl --no-progress-meter \"$@\"; }\n";
         stdin.write_all(prelude.as_bytes()).expect("bash reads");
+        fs::create_dir(folder.join("backup")).expect("a fresh folder");
+        let backup = format!("{}/", folder.join("backup").display());
         Self {
             folder,
             node,
             bash,
             stdin,
             output,
-            ports: [
+            places: [
                 ("127.0.0.1:7770", listening.to_string()),
                 ("127.0.0.1:7771", format!("127.0.0.1:{settlement_port}")),
                 ("7780", free_port().to_string()),
+                ("/backup/", backup),
             ],
             has_background: false,
         }
@@ -242,7 +245,7 @@ impl Session {
     /// Runs one command; says what is wrong with what it shows, or gives up on the session.
     fn run(&mut self, step: &Step) -> Result<Option<String>, String> {
         let meant = self
-            .ports
+            .places
             .iter()
             .fold(step.command.clone(), |text, (said, meant)| text.replace(said, meant));
         let quoted = meant.replace('\'', r"'\''");
@@ -289,7 +292,7 @@ impl Session {
     /// With the ports that the document knows.
     fn as_said(&self, text: &str) -> String {
         let text = text.replace('\r', "");
-        self.ports
+        self.places
             .iter()
             .fold(text, |text, (said, meant)| text.replace(meant, said))
     }

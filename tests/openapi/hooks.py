@@ -23,6 +23,8 @@ PREPARE = bytes.fromhex(os.environ["CLEARWAY_PREPARE"])
 SPARES = iter(os.environ["CLEARWAY_SPARES"].split())
 # Accounts that stay. Those that change are not alice, who calls as a holder meanwhile.
 CHANGED = itertools.cycle(["bob", "hub_two"] if ROLE == "admin" else ["alice"])
+# Where copies of the book may be made: they go with the node.
+COPIES = os.environ["CLEARWAY_COPIES"]
 NEEDED = ["alice", "bob", "hub_two", "uplink"]
 # Nobody listens there.
 NOWHERE = "http://127.0.0.1:9/"
@@ -94,6 +96,10 @@ def before_call(context, case, kwargs):
             case.body = {code: nowhere(url) for code, url in body.items()}
         elif label == "PUT /routes/static":
             case.body = {prefix: "bob" if isinstance(name, str) and next(mostly) else name for prefix, name in body.items()}
+        elif label == "POST /ledger/backup":
+            # Nowhere else, whatever was made up.
+            if isinstance(body.get("directory"), str) and body["directory"].startswith("/"):
+                body["directory"] = f"{COPIES}/copy-{next(names) if next(mostly) else 0}"
         elif "/accounts" in label:
             change_account(label, body)
 
