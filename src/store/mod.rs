@@ -29,6 +29,9 @@ pub use rocks::RocksStore;
 pub use schema::FORMAT_VERSION;
 pub use writer::{Durability, Stats, TransferSender, Writer, WriterHandle};
 
+/// Something in text for each of some assets, by the asset's code.
+pub type Texts = Vec<(Box<str>, Box<str>)>;
+
 /// What an operator changed. Those handed over together become durable together or not at all.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Mutation {
@@ -52,9 +55,9 @@ pub enum Mutation {
         prefix: Arc<str>,
     },
     /// Code of the asset and decimal text of its rate. Replaces all rates.
-    PutRates(Vec<(Box<str>, Box<str>)>),
+    PutRates(Texts),
     /// Code of the asset and URL of the settlement engine that its accounts use. Replaces all engines.
-    PutEngines(Vec<(Box<str>, Box<str>)>),
+    PutEngines(Texts),
     PutNodeAddress(Box<str>),
 }
 
@@ -138,9 +141,9 @@ pub struct Book {
     /// By ascending prefix.
     pub static_routes: Vec<(Arc<str>, AccountId)>,
     /// By ascending code.
-    pub rates: Vec<(Box<str>, Box<str>)>,
+    pub rates: Texts,
     /// By ascending code.
-    pub engines: Vec<(Box<str>, Box<str>)>,
+    pub engines: Texts,
     pub node_address: Option<Box<str>>,
     /// The number of the next account. Above every number ever given, also to accounts that are no more.
     pub next_account_id: u32,

@@ -23,7 +23,7 @@ use rocksdb::{
 use super::recovery::Sums;
 use super::schema::{self, Malformed, family, meta};
 use super::secrets::Secrets;
-use super::{Auditor, BackupError, Batch, Book, Mutation, OpenError, Store, StoreError, backup};
+use super::{Auditor, BackupError, Batch, Book, Mutation, OpenError, Store, StoreError, Texts, backup};
 use crate::ledger::audit::Audit;
 use crate::ledger::{Account, AccountId, Asset};
 
@@ -443,7 +443,7 @@ impl<'a> View<'a> {
     }
 
     /// A family of texts by their codes.
-    fn texts(&self, name: &str) -> Result<Vec<(Box<str>, Box<str>)>, ReadError> {
+    fn texts(&self, name: &str) -> Result<Texts, ReadError> {
         let mut texts = Vec::new();
         self.each(name, |code, text| {
             texts.push((schema::read_text(code)?.into(), schema::read_text(text)?.into()));
