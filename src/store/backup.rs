@@ -218,27 +218,20 @@ fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
 mod tests {
     use std::os::unix::fs::{PermissionsExt, symlink};
     use std::sync::Arc;
-    use std::sync::atomic::{AtomicU32, Ordering};
     use std::time::Duration;
 
     use super::*;
     use crate::ledger::{AccountId, Asset, AssetId, Transfer};
-    use crate::store::tests::{account, assets};
+    use crate::store::tests::{Folder, account, assets};
     use crate::store::{Durability, Mutation, RocksStore, TransferSender, Writer, WriterHandle, recover};
 
     const SEED: [u8; 32] = [7; 32];
 
-    /// A folder that is gone at the end of the test.
-    struct Folder(PathBuf);
-
     impl Folder {
-        fn new() -> Self {
-            static NUMBER: AtomicU32 = AtomicU32::new(0);
-            let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-            let path = std::env::temp_dir().join(format!("clearway-backup-{}-{number}", std::process::id()));
-            let _ = fs::remove_dir_all(&path);
-            fs::create_dir(&path).unwrap();
-            Self(path)
+        fn made() -> Self {
+            let folder = Self::new();
+            fs::create_dir(&folder.0).unwrap();
+            folder
         }
 
         fn store(&self) -> PathBuf {
@@ -252,12 +245,6 @@ mod tests {
                 .collect();
             names.sort();
             names
-        }
-    }
-
-    impl Drop for Folder {
-        fn drop(&mut self) {
-            let _ = fs::remove_dir_all(&self.0);
         }
     }
 
@@ -294,7 +281,7 @@ mod tests {
 
     #[test]
     fn copies_hold_what_was_handed_over_before_and_are_stores() {
-        let folder = Folder::new();
+        let folder = Folder::made();
         let (handle, mut sender) = start(&folder);
         let mut paid = 0;
         for amount in 1..=20 {
@@ -325,7 +312,7 @@ mod tests {
 
     #[test]
     fn folders_that_are_refused_are_left_as_they_are() {
-        let folder = Folder::new();
+        let folder = Folder::made();
         let (handle, _sender) = start(&folder);
         fs::write(folder.0.join("file"), "text").unwrap();
         fs::create_dir(folder.0.join("empty")).unwrap();
@@ -367,7 +354,7 @@ mod tests {
 
     #[test]
     fn what_a_killed_process_left_is_made_anew_and_a_living_one_is_waited_for() {
-        let folder = Folder::new();
+        let folder = Folder::made();
         let (handle, mut sender) = start(&folder);
         pay(&mut sender, 5);
         let copy = folder.0.join("copy");
@@ -386,7 +373,7 @@ mod tests {
 
     #[test]
     fn a_copy_that_fails_leaves_nothing() {
-        let folder = Folder::new();
+        let folder = Folder::made();
         let copy = folder.0.join("copy");
         let halfway = |store: &Path| {
             fs::create_dir(store).unwrap();
@@ -420,7 +407,7 @@ mod tests {
 
     #[test]
     fn a_closed_store_is_copied_and_one_that_is_none_is_named() {
-        let folder = Folder::new();
+        let folder = Folder::made();
         let copy = folder.0.join("copy");
         let missing = copy_closed(&folder.store(), &copy).unwrap_err();
         assert!(missing.to_string().contains("no store"), "{missing}");

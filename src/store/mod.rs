@@ -354,9 +354,32 @@ impl Auditor for MemoryStore {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use std::fs;
+    use std::path::PathBuf;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
     use super::*;
     use crate::ledger::audit::AssetAudit;
     use crate::ledger::{AccountLimits, Links, OrDefault, PackedLinks, RoutingRelation};
+
+    /// The name of a folder that does not exist, and is gone at the end of the test.
+    pub struct Folder(pub PathBuf);
+
+    impl Folder {
+        pub fn new() -> Self {
+            static NUMBER: AtomicU32 = AtomicU32::new(0);
+            let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+            let path = std::env::temp_dir().join(format!("clearway-store-{}-{number}", std::process::id()));
+            let _ = fs::remove_dir_all(&path);
+            Self(path)
+        }
+    }
+
+    impl Drop for Folder {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
 
     /// The assets of [`book`], by number.
     pub fn assets() -> Vec<Asset> {

@@ -600,27 +600,17 @@ mod tests {
     use std::fs;
     use std::path::PathBuf;
     use std::process::Command;
-    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::sync::atomic::Ordering;
     use std::time::Duration;
 
     use super::*;
     use crate::ledger::{AssetId, Links, Transfer};
-    use crate::store::tests::{account, assets, book};
+    use crate::store::tests::{Folder, account, assets, book};
     use crate::store::{Durability, MemoryStore, Writer, recover};
 
     const SEED: [u8; 32] = [7; 32];
 
-    /// A folder that is gone at the end of the test.
-    struct Folder(PathBuf);
-
     impl Folder {
-        fn new() -> Self {
-            static NUMBER: AtomicU32 = AtomicU32::new(0);
-            let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-            let name = format!("clearway-store-{}-{number}", std::process::id());
-            Self(std::env::temp_dir().join(name))
-        }
-
         fn open(&self) -> Result<RocksStore, OpenError> {
             RocksStore::open(&self.0, &SEED)
         }
@@ -635,12 +625,6 @@ mod tests {
         /// The log that the last commits are in.
         fn log(&self) -> PathBuf {
             self.files("log").into_iter().max().unwrap()
-        }
-    }
-
-    impl Drop for Folder {
-        fn drop(&mut self) {
-            let _ = fs::remove_dir_all(&self.0);
         }
     }
 
