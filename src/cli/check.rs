@@ -279,7 +279,7 @@ impl<'a> Report<'a> {
         }
         let read = rocks::read_only(&path, &seed, |store| {
             let book = recover(store)?;
-            let audit = store.auditor().audit();
+            let audit = store.reader().audit();
             Ok((book, audit.map_err(|error| OpenError::Corrupt(error.to_string()))?))
         });
         let (book, audit) = match read {

@@ -432,6 +432,7 @@ mod tests {
                 to,
                 incoming_amount,
                 outgoing_amount,
+                payment: None,
             });
             self.shard.wake();
             assert!(self.control.audit().unwrap().adds_up());

@@ -9,6 +9,7 @@ pub mod audit;
 pub mod balance;
 pub mod directory;
 pub mod journal;
+pub mod payment;
 pub mod transfer;
 
 pub use account::{
@@ -16,4 +17,5 @@ pub use account::{
 };
 pub use balance::{Balance, Hold, Reservation};
 pub use directory::Directory;
+pub use payment::PaymentNumber;
 pub use transfer::Transfer;

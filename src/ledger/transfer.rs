@@ -4,6 +4,7 @@
 //! transfers to [`super::journal`] and their storage to `store`.
 
 use super::account::{AccountId, AssetId};
+use super::payment::PaymentNumber;
 
 /// One fulfilled packet. `incoming_amount` leaves the balance of `from`, the account that sent the Prepare, in its
 /// asset; `outgoing_amount` joins the balance of `to`, the account that fulfilled it, in its own. The difference, per
@@ -14,7 +15,13 @@ pub struct Transfer {
     pub to: AccountId,
     pub incoming_amount: u64,
     pub outgoing_amount: u64,
+    /// The payment of `from` that the packet belongs to, if we make it ourselves. It is open until its last packet has
+    /// ended.
+    pub payment: Option<PaymentNumber>,
 }
+
+// A queue of 65,536 per shard: no more than it needs.
+const _: () = assert!(size_of::<Transfer>() == 32);
 
 /// One line of the book: an owner's balance in one asset changes by `amount`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -93,6 +100,7 @@ mod tests {
                 to: AccountId::new(1),
                 incoming_amount,
                 outgoing_amount,
+                payment: None,
             };
             let entries = transfer.entries(AssetId::new(from_asset), AssetId::new(to_asset));
             assert!(adds_up(&entries), "{transfer:?}");

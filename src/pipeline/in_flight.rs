@@ -7,7 +7,7 @@
 //! Expiry is a timing wheel: a list per [`TICK_MS`] milliseconds, linked through the entries, so putting in, taking out
 //! and expiring cost the same however many are in flight.
 
-use crate::ledger::{AccountId, Hold, Reservation};
+use crate::ledger::{AccountId, Hold, PaymentNumber, Reservation};
 
 /// Prepares that may wait for a response on one shard. A full table answers T03; it never grows. At 50 ms a packet,
 /// this is more than a million packets a second.
@@ -33,12 +33,37 @@ const _: () = assert!(
 
 const NONE: u32 = u32::MAX;
 
-/// Where the response goes. The pipeline hands it back as it came and never looks inside.
+/// Where the response goes: to a connection of a shard, or to a payment that the shard makes. The pipeline hands it
+/// back as it came.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct ReplyTo {
     pub shard: u16,
+    /// Chosen by the shard, below 2^63; or a payment's number, above it.
     pub connection: u64,
     pub request: u32,
+}
+
+/// Tells the number of a payment from a connection.
+const OF_A_PAYMENT: u64 = 1 << 63;
+
+impl ReplyTo {
+    /// The packet is the `request`th of a payment that `shard` makes.
+    pub fn to_payment(shard: u16, payment: PaymentNumber, request: u32) -> Self {
+        assert!(payment.get() < OF_A_PAYMENT, "numbers of payments have 63 bits");
+        Self {
+            shard,
+            connection: OF_A_PAYMENT | payment.get(),
+            request,
+        }
+    }
+
+    /// The payment that the packet belongs to, if it is one of our own.
+    pub fn payment(&self) -> Option<PaymentNumber> {
+        if self.connection & OF_A_PAYMENT == 0 {
+            return None;
+        }
+        PaymentNumber::new(self.connection & !OF_A_PAYMENT)
+    }
 }
 
 /// The incoming half of a packet in flight: who sent it, what it holds, and where the answer goes.

@@ -56,6 +56,7 @@ impl Pipeline {
             to,
             incoming_amount: origin.hold.amount(),
             outgoing_amount: reservation.amount(),
+            payment: origin.reply_to.payment(),
         };
         self.member_mut(to)
             .expect(IN_FLIGHT_KEEPS)

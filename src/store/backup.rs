@@ -15,7 +15,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use super::{Auditor, OpenError, StoreError, rocks};
+use super::{OpenError, Reader, StoreError, rocks};
 use crate::ledger::audit::Audit;
 
 /// The name of the store's folder in a data folder, and so in a copy.

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use super::{Applied, Batch, Book, Mutation, StoreError};
 use crate::ledger::account::place_in;
 use crate::ledger::transfer::Owner;
-use crate::ledger::{AccountId, Asset, AssetId, Transfer};
+use crate::ledger::{AccountId, Asset, AssetId, PaymentNumber, Transfer};
 
 /// The book on disk, and on top of it the batch that is being made. Only what the batch touches is kept in both forms.
 pub(super) struct Ledger {
@@ -26,7 +26,23 @@ pub(super) struct Ledger {
     mutations: Vec<Mutation>,
     /// Each account that the batch touches, once.
     touched: Vec<Touched>,
+    /// Payments that have begun and not ended.
+    payments: BTreeMap<PaymentNumber, Paying>,
+    /// Each payment that the batch touches, once. It may have ended since.
+    payments_touched: Vec<PaymentNumber>,
+    last_payment: Option<PaymentNumber>,
 }
+
+/// A payment that is open, the batch included.
+struct Paying {
+    account: AccountId,
+    sent: u64,
+    /// The batch adds to what it has sent.
+    touched: bool,
+}
+
+/// Payments that may be open at one time, at some 100 bytes each; further ones are refused.
+pub(super) const PAYMENTS_OPEN_MAX: usize = 65_536;
 
 /// An account, the batch included.
 struct Line {
@@ -58,7 +74,18 @@ impl Ledger {
             next_account_id: book.next_account_id,
             mutations: Vec::new(),
             touched: Vec::new(),
+            payments: BTreeMap::new(),
+            payments_touched: Vec::new(),
+            last_payment: book.last_payment,
         };
+        for open in &book.open_payments {
+            let paying = Paying {
+                account: open.account,
+                sent: open.sent,
+                touched: false,
+            };
+            ledger.payments.insert(open.number, paying);
+        }
         for (account, booked) in &book.accounts {
             ledger.insert(
                 account.id,
@@ -120,6 +147,18 @@ impl Ledger {
                 Owner::Connector => self.positions[entry.asset.index()] += entry.amount,
             }
         }
+        if let Some(number) = transfer.payment {
+            let paying = self.payments.get_mut(&number);
+            let paying = paying.expect("a payment is open until its last packet has ended");
+            paying.sent = paying
+                .sent
+                .checked_add(transfer.incoming_amount)
+                .expect("a payment sends no more than its amount");
+            if !paying.touched {
+                paying.touched = true;
+                self.payments_touched.push(number);
+            }
+        }
     }
 
     /// Adds mutations to the batch, all or none.
@@ -149,11 +188,24 @@ impl Ledger {
                     self.positions[asset.index()] += booked;
                     applied.written_off += booked;
                 }
+                Mutation::BeginPayment { account, number, .. } => {
+                    self.last_payment = Some(*number);
+                    let paying = Paying {
+                        account: *account,
+                        sent: 0,
+                        touched: false,
+                    };
+                    self.payments.insert(*number, paying);
+                }
+                Mutation::EndPayment { number, .. } => {
+                    self.payments.remove(number);
+                }
                 Mutation::PutStaticRoute { .. }
                 | Mutation::RemoveStaticRoute { .. }
                 | Mutation::PutRates(_)
                 | Mutation::PutEngines(_)
-                | Mutation::PutNodeAddress(_) => {}
+                | Mutation::PutNodeAddress(_)
+                | Mutation::ForgetPayments { .. } => {}
             }
         }
         self.mutations.extend(mutations);
@@ -181,6 +233,10 @@ impl Ledger {
         let mut next_account_id = self.next_account_id;
         // What the earlier mutations have made of the accounts they name: balance and asset, or nothing.
         let mut changed: BTreeMap<AccountId, Option<(i128, AssetId)>> = BTreeMap::new();
+        let mut last_payment = self.last_payment;
+        // What the earlier mutations have made of the payments they name: whose it is, or nothing.
+        let mut payments: BTreeMap<PaymentNumber, Option<AccountId>> = BTreeMap::new();
+        let mut begun = 0;
         for mutation in mutations {
             let account = |id: AccountId| match changed.get(&id) {
                 Some(account) => *account,
@@ -215,6 +271,9 @@ impl Ledger {
                     }
                     changed.insert(new.id, Some((booked, new.asset_id)));
                 }
+                Mutation::DeleteAccount { id, .. } if self.payments.values().any(|paying| paying.account == *id) => {
+                    return Err(StoreError::PaymentOpen);
+                }
                 Mutation::DeleteAccount { id, write_off } => match account(*id) {
                     Some((balance, _)) if balance != 0 && !write_off => {
                         return Err(StoreError::BalanceNotZero { balance });
@@ -231,6 +290,38 @@ impl Ledger {
                 | Mutation::PutRates(_)
                 | Mutation::PutEngines(_)
                 | Mutation::PutNodeAddress(_) => {}
+                Mutation::ForgetPayments { account: payer, before } => {
+                    let mut open = self.payments.iter().filter(|(_, paying)| paying.account == *payer);
+                    if open.next().is_some_and(|(number, _)| number < before) {
+                        return Err(StoreError::Inconsistent("an open payment is not forgotten"));
+                    }
+                }
+                Mutation::BeginPayment {
+                    account: payer, number, ..
+                } => {
+                    if account(*payer).is_none() {
+                        return Err(StoreError::Inconsistent("an account that pays exists"));
+                    }
+                    if last_payment.is_some_and(|last| *number <= last) {
+                        return Err(StoreError::Inconsistent("a payment's number is never used again"));
+                    }
+                    begun += 1;
+                    if self.payments.len() + begun > PAYMENTS_OPEN_MAX {
+                        return Err(StoreError::TooManyPayments { max: PAYMENTS_OPEN_MAX });
+                    }
+                    last_payment = Some(*number);
+                    payments.insert(*number, Some(*payer));
+                }
+                Mutation::EndPayment { account, number, .. } => {
+                    let open = match payments.get(number) {
+                        Some(payer) => *payer,
+                        None => self.payments.get(number).map(|paying| paying.account),
+                    };
+                    if open != Some(*account) {
+                        return Err(StoreError::Inconsistent("a payment that ends is open"));
+                    }
+                    payments.insert(*number, None);
+                }
             }
         }
         Ok(())
@@ -244,8 +335,15 @@ impl Ledger {
             mutations: std::mem::take(&mut self.mutations),
             balances: Vec::with_capacity(self.touched.len()),
             positions: Vec::new(),
+            payments: Vec::with_capacity(self.payments_touched.len()),
             next_account_id: self.next_account_id,
         };
+        for number in self.payments_touched.drain(..) {
+            if let Some(paying) = self.payments.get_mut(&number) {
+                paying.touched = false;
+                batch.payments.push((number, paying.account, paying.sent));
+            }
+        }
         for Touched { id, asset, booked } in &self.touched {
             let after = self.line(*id).map(|line| line.booked);
             batch.balances.extend(after.map(|after| (*id, after)));
@@ -297,6 +395,7 @@ mod tests {
             to: AccountId::new(to),
             incoming_amount,
             outgoing_amount,
+            payment: None,
         }
     }
 

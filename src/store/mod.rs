@@ -8,12 +8,13 @@
 //! Always: one batch holds both legs of every transfer in it, so at every instant what is on disk adds up: per asset,
 //! the sum of all balances and the connector's position is zero. [`recovery`] proves it at every start.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::ledger::audit::Audit;
-use crate::ledger::{Account, AccountId, Asset, AssetId};
+use crate::ledger::{Account, AccountId, Asset, AssetId, PaymentNumber};
 
 pub mod backup;
 mod fold;
@@ -59,6 +60,46 @@ pub enum Mutation {
     /// Code of the asset and URL of the settlement engine that its accounts use. Replaces all engines.
     PutEngines(Texts),
     PutNodeAddress(Box<str>),
+    /// A payment of one of our accounts begins. `record` is what is to be known of it, for whoever reads it back; `key`
+    /// says who asked for it, so that it can be found by that, see [`Reader::payment_by_key`].
+    BeginPayment {
+        account: AccountId,
+        number: PaymentNumber,
+        record: Box<[u8]>,
+        key: Option<[u8; PAYMENT_KEY_BYTES]>,
+    },
+    /// An open payment has ended: nothing more will be sent for it. Replaces its record.
+    EndPayment {
+        account: AccountId,
+        number: PaymentNumber,
+        record: Box<[u8]>,
+    },
+    /// The account's payments before this number are forgotten. None of them is open.
+    ForgetPayments {
+        account: AccountId,
+        before: PaymentNumber,
+    },
+}
+
+/// Bytes of what a payment may be found by: a digest.
+pub const PAYMENT_KEY_BYTES: usize = 32;
+
+/// A payment that has begun and not ended.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct OpenPayment {
+    pub account: AccountId,
+    pub number: PaymentNumber,
+    /// What its fulfilled packets have taken from the account, in units of its asset.
+    pub sent: u64,
+    /// As it was when the payment began.
+    pub record: Box<[u8]>,
+}
+
+/// A payment that is remembered.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct StoredPayment {
+    pub number: PaymentNumber,
+    pub record: Box<[u8]>,
 }
 
 /// What became of the mutations handed over together.
@@ -74,6 +115,12 @@ pub enum StoreError {
     /// The account cannot be deleted or change its asset. The caller may settle first, or write off.
     #[error("the balance is {balance}, not zero")]
     BalanceNotZero { balance: i128 },
+    /// The account cannot be deleted: it is paying.
+    #[error("a payment of the account is open")]
+    PaymentOpen,
+    /// As many payments are open as may be at one time.
+    #[error("{max} payments are being made already")]
+    TooManyPayments { max: usize },
     /// The mutations do not fit the book: our own mistake, found before anything was changed.
     #[error("the change does not fit the book: {0}")]
     Inconsistent(&'static str),
@@ -145,6 +192,10 @@ pub struct Book {
     /// By ascending code.
     pub engines: Texts,
     pub node_address: Option<Box<str>>,
+    /// By ascending number. Of those that have ended nothing is read back at start.
+    pub open_payments: Vec<OpenPayment>,
+    /// The highest number that was ever given to a payment.
+    pub last_payment: Option<PaymentNumber>,
     /// The number of the next account. Above every number ever given, also to accounts that are no more.
     pub next_account_id: u32,
     /// What we have gained (positive) or paid, by [`AssetId`].
@@ -172,6 +223,10 @@ impl Book {
         }
         for (asset, position) in &batch.positions {
             self.positions[asset.index()] = *position;
+        }
+        for (number, _, sent) in &batch.payments {
+            let open = self.open_payments.iter_mut().find(|open| open.number == *number);
+            open.expect("only an open payment sends").sent = *sent;
         }
         self.next_account_id = batch.next_account_id;
     }
@@ -210,6 +265,22 @@ impl Book {
                 self.engines.sort();
             }
             Mutation::PutNodeAddress(address) => self.node_address = Some(address.clone()),
+            Mutation::BeginPayment {
+                account,
+                number,
+                record,
+                key: _,
+            } => {
+                self.last_payment = Some(*number);
+                self.open_payments.push(OpenPayment {
+                    account: *account,
+                    number: *number,
+                    sent: 0,
+                    record: record.clone(),
+                });
+            }
+            Mutation::EndPayment { number, .. } => self.open_payments.retain(|open| open.number != *number),
+            Mutation::ForgetPayments { .. } => {}
         }
     }
 }
@@ -223,17 +294,19 @@ pub struct Batch {
     balances: Vec<(AccountId, i128)>,
     /// Our own positions after this batch, of every asset that it touches.
     positions: Vec<(AssetId, i128)>,
+    /// What open payments have sent after this batch, of each that it touches and leaves open.
+    payments: Vec<(PaymentNumber, AccountId, u64)>,
     /// The number of the next account after this batch.
     next_account_id: u32,
 }
 
 impl Batch {
     fn is_empty(&self) -> bool {
-        self.mutations.is_empty() && self.balances.is_empty() && self.positions.is_empty()
+        self.mutations.is_empty() && self.balances.is_empty() && self.positions.is_empty() && self.payments.is_empty()
     }
 }
 
-/// Where the book is kept. One thread owns it; whoever wants to read what is kept takes an [`Auditor`].
+/// Where the book is kept. One thread owns it; whoever wants to read what is kept takes a [`Reader`].
 pub trait Store: Send {
     /// Reads everything back.
     fn load(&mut self) -> Result<Book, OpenError>;
@@ -243,13 +316,31 @@ pub trait Store: Send {
     fn commit(&mut self, batch: &Batch) -> Result<(), StoreError>;
 
     /// Reads what is kept, from any thread and while commits go on.
-    fn auditor(&self) -> Arc<dyn Auditor>;
+    fn reader(&self) -> Arc<dyn Reader>;
 }
 
-/// Reads what is kept, see [`Store::auditor`].
-pub trait Auditor: Send + Sync {
+/// Reads what is kept, see [`Store::reader`].
+pub trait Reader: Send + Sync {
     /// The proof over one instant between two commits, read from the store and not from anybody's memory.
     fn audit(&self) -> Result<Audit, StoreError>;
+
+    /// The payment of the account with this number.
+    fn payment(&self, account: AccountId, number: PaymentNumber) -> Result<Option<StoredPayment>, StoreError>;
+
+    /// Payments of the account, at most `limit`, the newest first, before the number `before` if there is one.
+    fn payments(
+        &self,
+        account: AccountId,
+        before: Option<PaymentNumber>,
+        limit: usize,
+    ) -> Result<Vec<StoredPayment>, StoreError>;
+
+    /// The payment of the account that began with this key.
+    fn payment_by_key(
+        &self,
+        account: AccountId,
+        key: &[u8; PAYMENT_KEY_BYTES],
+    ) -> Result<Option<StoredPayment>, StoreError>;
 
     /// Copies what is kept at one instant between two commits into the new folder `directory`. Gives the proof of the
     /// copy, read back from the copy. See [`backup`].
@@ -275,9 +366,46 @@ pub struct MemoryStore {
 #[derive(Default)]
 struct MemoryDisk {
     book: Book,
+    payments: BTreeMap<(AccountId, PaymentNumber), Box<[u8]>>,
+    payment_keys: BTreeMap<(AccountId, [u8; PAYMENT_KEY_BYTES]), PaymentNumber>,
     commits: u64,
     /// From this many commits on, every further one meets the fault.
     fault: Option<(u64, Fault)>,
+}
+
+impl MemoryDisk {
+    /// What a batch means for the payments that are remembered.
+    fn commit_payments(&mut self, batch: &Batch) {
+        for mutation in &batch.mutations {
+            match mutation {
+                Mutation::BeginPayment {
+                    account,
+                    number,
+                    record,
+                    key,
+                } => {
+                    self.payments.insert((*account, *number), record.clone());
+                    self.payment_keys.extend(key.map(|key| ((*account, key), *number)));
+                }
+                Mutation::EndPayment {
+                    account,
+                    number,
+                    record,
+                } => {
+                    self.payments.insert((*account, *number), record.clone());
+                }
+                Mutation::ForgetPayments { account, before } => {
+                    self.payments
+                        .retain(|(owner, number), _| owner != account || number >= before);
+                }
+                Mutation::DeleteAccount { id, .. } => self.payments.retain(|(owner, _), _| owner != id),
+                _ => {}
+            }
+        }
+        let payments = &self.payments;
+        self.payment_keys
+            .retain(|(owner, _), number| payments.contains_key(&(*owner, *number)));
+    }
 }
 
 impl MemoryStore {
@@ -299,7 +427,16 @@ impl MemoryStore {
 
     /// What is left of this disk after the crash, in a process that has just been started.
     pub fn restart(&self) -> Self {
-        Self::holding(self.disk().book.clone())
+        let disk = self.disk();
+        let left = MemoryDisk {
+            book: disk.book.clone(),
+            payments: disk.payments.clone(),
+            payment_keys: disk.payment_keys.clone(),
+            ..MemoryDisk::default()
+        };
+        Self {
+            disk: Arc::new(Mutex::new(left)),
+        }
     }
 
     /// How many commits were kept.
@@ -324,6 +461,7 @@ impl Store for MemoryStore {
             .filter(|(after, _)| disk.commits >= *after)
             .map(|(_, fault)| fault);
         if fault != Some(Fault::Lost) {
+            disk.commit_payments(batch);
             disk.book.commit(batch);
             disk.commits += 1;
         }
@@ -337,14 +475,45 @@ impl Store for MemoryStore {
         }
     }
 
-    fn auditor(&self) -> Arc<dyn Auditor> {
+    fn reader(&self) -> Arc<dyn Reader> {
         Arc::new(self.clone())
     }
 }
 
-impl Auditor for MemoryStore {
+impl Reader for MemoryStore {
     fn audit(&self) -> Result<Audit, StoreError> {
         recovery::audit(&self.disk().book).map_err(StoreError::Unreadable)
+    }
+
+    fn payment(&self, account: AccountId, number: PaymentNumber) -> Result<Option<StoredPayment>, StoreError> {
+        let record = self.disk().payments.get(&(account, number)).cloned();
+        Ok(record.map(|record| StoredPayment { number, record }))
+    }
+
+    fn payments(
+        &self,
+        account: AccountId,
+        before: Option<PaymentNumber>,
+        limit: usize,
+    ) -> Result<Vec<StoredPayment>, StoreError> {
+        let disk = self.disk();
+        let payments = disk.payments.iter().rev();
+        let wanted =
+            payments.filter(|((owner, number), _)| *owner == account && before.is_none_or(|before| *number < before));
+        let stored = wanted.take(limit).map(|((_, number), record)| StoredPayment {
+            number: *number,
+            record: record.clone(),
+        });
+        Ok(stored.collect())
+    }
+
+    fn payment_by_key(
+        &self,
+        account: AccountId,
+        key: &[u8; PAYMENT_KEY_BYTES],
+    ) -> Result<Option<StoredPayment>, StoreError> {
+        let number = self.disk().payment_keys.get(&(account, *key)).copied();
+        number.map_or(Ok(None), |number| self.payment(account, number))
     }
 
     fn copy_to(&self, _directory: &Path) -> Result<Audit, BackupError> {

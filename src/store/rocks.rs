@@ -23,9 +23,12 @@ use rocksdb::{
 use super::recovery::Sums;
 use super::schema::{self, Malformed, family, meta};
 use super::secrets::Secrets;
-use super::{Auditor, BackupError, Batch, Book, Mutation, OpenError, Store, StoreError, Texts, backup};
+use super::{
+    BackupError, Batch, Book, Mutation, OpenError, OpenPayment, PAYMENT_KEY_BYTES, Reader, Store, StoreError,
+    StoredPayment, Texts, backup,
+};
 use crate::ledger::audit::Audit;
-use crate::ledger::{Account, AccountId, Asset};
+use crate::ledger::{Account, AccountId, Asset, PaymentNumber};
 
 /// The folder, opened by this process alone.
 pub struct RocksStore {
@@ -34,7 +37,7 @@ pub struct RocksStore {
     synced: WriteOptions,
 }
 
-/// A type of its own so that an [`Auditor`] can share it.
+/// A type of its own so that a [`Reader`] can share it.
 pub(super) struct Db(DB);
 
 /// A memtable of each family, before it becomes a file. Balances are small and overwritten in place of a file's worth
@@ -118,6 +121,13 @@ impl RocksStore {
             Mutation::DeleteAccount { id, write_off: _ } => {
                 batch.delete_cf(family(family::ACCOUNTS), schema::account_key(*id));
                 batch.delete_cf(family(family::BALANCES), schema::account_key(*id));
+                for name in [family::PAYMENTS, family::KEYS] {
+                    batch.delete_range_cf(
+                        family(name),
+                        &schema::account_key(*id)[..],
+                        &schema::end_of_account(*id),
+                    );
+                }
             }
             Mutation::PutStaticRoute { prefix, next_hop } => {
                 batch.put_cf(
@@ -134,11 +144,56 @@ impl RocksStore {
             Mutation::PutNodeAddress(address) => {
                 batch.put_cf(family(family::META), meta::NODE_ADDRESS, address.as_bytes());
             }
+            Mutation::BeginPayment {
+                account,
+                number,
+                record,
+                key,
+            } => {
+                let number_bytes = number.get().to_be_bytes();
+                batch.put_cf(family(family::META), meta::LAST_PAYMENT, number_bytes);
+                batch.put_cf(family(family::PAYING), number_bytes, schema::paying(*account, 0));
+                batch.put_cf(family(family::PAYMENTS), schema::payment_key(*account, *number), record);
+                if let Some(key) = key {
+                    batch.put_cf(
+                        family(family::KEYS),
+                        schema::key_of_payment(*account, key),
+                        number_bytes,
+                    );
+                }
+            }
+            Mutation::ForgetPayments { account, before } => {
+                let (first, end) = (schema::account_key(*account), schema::payment_key(*account, *before));
+                batch.delete_range_cf(family(family::PAYMENTS), &first[..], &end[..]);
+                self.forget_keys(batch, *account, *before);
+            }
+            Mutation::EndPayment {
+                account,
+                number,
+                record,
+            } => {
+                batch.delete_cf(family(family::PAYING), number.get().to_be_bytes());
+                batch.put_cf(family(family::PAYMENTS), schema::payment_key(*account, *number), record);
+            }
         }
     }
 }
 
 impl RocksStore {
+    /// Deletes the keys that payments of the account before this number began with.
+    fn forget_keys(&self, batch: &mut WriteBatch, account: AccountId, before: PaymentNumber) {
+        let keys = self.db.family(family::KEYS);
+        let mut options = read_once();
+        options.set_iterate_range(&schema::account_key(account)[..]..&schema::end_of_account(account));
+        let before = before.get().to_be_bytes();
+        // A key that cannot be read now is one too many, and finds no payment.
+        for (key, number) in self.db.0.iterator_cf_opt(keys, options, IteratorMode::Start).flatten() {
+            if *number < before[..] {
+                batch.delete_cf(keys, key);
+            }
+        }
+    }
+
     /// Replaces everything in a family of texts by their codes.
     fn replace_texts(&self, batch: &mut WriteBatch, family: &str, texts: &[(Box<str>, Box<str>)]) {
         let family = self.db.family(family);
@@ -170,6 +225,11 @@ impl Store for RocksStore {
             static_routes,
             rates: view.texts(family::RATES)?,
             engines: view.texts(family::ENGINES)?,
+            open_payments: view.open_payments()?,
+            last_payment: view
+                .meta(meta::LAST_PAYMENT)?
+                .map(|number| schema::read_payment_number(&number))
+                .transpose()?,
             node_address: node_address
                 .as_deref()
                 .map(schema::read_text)
@@ -192,6 +252,10 @@ impl Store for RocksStore {
         for (asset, position) in &batch.positions {
             writes.put_cf(positions, schema::asset_key(*asset), schema::amount(*position));
         }
+        let paying = self.db.family(family::PAYING);
+        for (number, account, sent) in &batch.payments {
+            writes.put_cf(paying, number.get().to_be_bytes(), schema::paying(*account, *sent));
+        }
         if !batch.mutations.is_empty() {
             let next = batch.next_account_id.to_be_bytes();
             writes.put_cf(self.db.family(family::META), meta::NEXT_ACCOUNT_ID, next);
@@ -202,12 +266,12 @@ impl Store for RocksStore {
             .map_err(|error| StoreError::Failed(error.into_string()))
     }
 
-    fn auditor(&self) -> Arc<dyn Auditor> {
+    fn reader(&self) -> Arc<dyn Reader> {
         self.db.clone()
     }
 }
 
-impl Auditor for Db {
+impl Reader for Db {
     fn audit(&self) -> Result<Audit, StoreError> {
         View::new(self)
             .audit()
@@ -223,6 +287,55 @@ impl Auditor for Db {
             checkpoint.create_checkpoint(copy).map_err(failed)
         })
     }
+
+    fn payment(&self, account: AccountId, number: PaymentNumber) -> Result<Option<StoredPayment>, StoreError> {
+        let key = schema::payment_key(account, number);
+        let record = self.0.get_cf(self.family(family::PAYMENTS), key).map_err(unreadable)?;
+        Ok(record.map(|record| StoredPayment {
+            number,
+            record: record.into(),
+        }))
+    }
+
+    fn payments(
+        &self,
+        account: AccountId,
+        before: Option<PaymentNumber>,
+        limit: usize,
+    ) -> Result<Vec<StoredPayment>, StoreError> {
+        let end = match before {
+            Some(before) => schema::payment_key(account, before).to_vec(),
+            None => schema::end_of_account(account),
+        };
+        let mut options = ReadOptions::default();
+        options.set_iterate_range(&schema::account_key(account)[..]..&end);
+        let newest_first = self
+            .0
+            .iterator_cf_opt(self.family(family::PAYMENTS), options, IteratorMode::End);
+        let mut payments = Vec::new();
+        for record in newest_first.take(limit) {
+            let (key, record) = record.map_err(unreadable)?;
+            let number = schema::read_payment_key(&key).map_err(unreadable)?;
+            payments.push(StoredPayment { number, record });
+        }
+        Ok(payments)
+    }
+
+    fn payment_by_key(
+        &self,
+        account: AccountId,
+        key: &[u8; PAYMENT_KEY_BYTES],
+    ) -> Result<Option<StoredPayment>, StoreError> {
+        let key = schema::key_of_payment(account, key);
+        match self.0.get_cf(self.family(family::KEYS), key).map_err(unreadable)? {
+            Some(number) => self.payment(account, schema::read_payment_number(&number).map_err(unreadable)?),
+            None => Ok(None),
+        }
+    }
+}
+
+fn unreadable(error: impl ToString) -> StoreError {
+    StoreError::Unreadable(error.to_string())
 }
 
 impl Db {
@@ -450,6 +563,24 @@ impl<'a> View<'a> {
             Ok(())
         })?;
         Ok(texts)
+    }
+
+    fn open_payments(&self) -> Result<Vec<OpenPayment>, ReadError> {
+        let mut open = Vec::new();
+        self.each(family::PAYING, |number, value| {
+            let number = schema::read_payment_number(number)?;
+            let (account, sent) = schema::read_paying(value)?;
+            let key = schema::payment_key(account, number);
+            let record = self.snapshot.get_cf(self.db.family(family::PAYMENTS), key)?;
+            open.push(OpenPayment {
+                account,
+                number,
+                sent,
+                record: record.ok_or(Malformed("record of an open payment"))?.into(),
+            });
+            Ok(())
+        })?;
+        Ok(open)
     }
 
     /// One per asset; an asset in which nothing was ever moved has none stored.
@@ -681,6 +812,7 @@ mod tests {
             to: AccountId::new(to),
             incoming_amount,
             outgoing_amount,
+            payment: None,
         }
     }
 
@@ -729,6 +861,119 @@ mod tests {
         );
         assert_eq!(kept.rates.len(), 3, "OLD is gone");
         assert_eq!(kept.accounts[0].1, 6 - i128::from(u64::MAX) - 9);
+    }
+
+    /// The same on disk and in memory: what payments have sent, what is read back of them, and what is forgotten.
+    #[test]
+    fn payments_are_remembered() {
+        let folder = Folder::new();
+        let memory = MemoryStore::default();
+        let (alice, bob) = (AccountId::new(0), AccountId::new(1));
+        let number = |number| PaymentNumber::new(number).unwrap();
+        let begin = |account, payment, key: Option<u8>| Mutation::BeginPayment {
+            account,
+            number: number(payment),
+            record: format!("begun {payment}").into_bytes().into(),
+            key: key.map(|key| [key; 32]),
+        };
+        let end = |account, payment| Mutation::EndPayment {
+            account,
+            number: number(payment),
+            record: format!("ended {payment}").into_bytes().into(),
+        };
+        let paid = |payment, incoming_amount| Transfer {
+            payment: Some(number(payment)),
+            ..transfer(0, 1, incoming_amount, 1)
+        };
+        let play = |(handle, mut sender): (super::super::WriterHandle, super::super::TransferSender)| {
+            handle.apply(mutations()).unwrap();
+            handle
+                .apply(vec![
+                    begin(alice, 5, Some(5)),
+                    begin(bob, 6, Some(5)),
+                    begin(alice, 7, None),
+                ])
+                .unwrap();
+            for (payment, amount) in [(5, 100), (7, 1), (5, 20), (7, 2)] {
+                sender.push(paid(payment, amount));
+            }
+            handle.apply(vec![end(bob, 6)]).unwrap();
+            sender.push(paid(7, 4));
+            // Refused, each for a reason of its own, and nothing is changed.
+            for refused in [
+                begin(alice, 7, None),
+                begin(AccountId::new(9), 8, None),
+                end(bob, 6),
+                end(bob, 7),
+                end(alice, 99),
+                Mutation::ForgetPayments {
+                    account: alice,
+                    before: number(6),
+                },
+                Mutation::DeleteAccount {
+                    id: alice,
+                    write_off: true,
+                },
+            ] {
+                assert!(handle.apply(vec![refused.clone()]).is_err(), "{refused:?}");
+            }
+            handle.apply(vec![end(alice, 5)]).unwrap();
+            let reader = handle.reader().unwrap();
+            let shown = |stored: Vec<StoredPayment>| -> Vec<String> {
+                let texts = stored
+                    .iter()
+                    .map(|payment| String::from_utf8(payment.record.to_vec()).unwrap());
+                texts.collect()
+            };
+            assert_eq!(shown(reader.payments(alice, None, 9).unwrap()), ["begun 7", "ended 5"]);
+            assert_eq!(shown(reader.payments(alice, None, 1).unwrap()), ["begun 7"]);
+            assert_eq!(shown(reader.payments(alice, Some(number(7)), 9).unwrap()), ["ended 5"]);
+            assert_eq!(shown(reader.payments(bob, None, 9).unwrap()), ["ended 6"]);
+            let by_key = |account, key| {
+                reader
+                    .payment_by_key(account, &[key; 32])
+                    .unwrap()
+                    .map(|found| found.number)
+            };
+            assert_eq!(
+                [by_key(alice, 5), by_key(bob, 5), by_key(alice, 6)],
+                [Some(number(5)), Some(number(6)), None]
+            );
+            handle
+                .apply(vec![Mutation::ForgetPayments {
+                    account: alice,
+                    before: number(7),
+                }])
+                .unwrap();
+            assert_eq!(shown(reader.payments(alice, None, 9).unwrap()), ["begun 7"]);
+            assert_eq!([by_key(alice, 5), by_key(bob, 5)], [None, Some(number(6))]);
+            assert!(reader.payment(bob, number(6)).unwrap().is_some());
+            let delete = Mutation::DeleteAccount {
+                id: bob,
+                write_off: true,
+            };
+            let routes = ["", "test.west"].map(|prefix| Mutation::PutStaticRoute {
+                prefix: prefix.into(),
+                next_hop: alice,
+            });
+            handle.apply(routes.into_iter().chain([delete]).collect()).unwrap();
+            assert!(reader.payments(bob, None, 9).unwrap().is_empty());
+            assert_eq!(by_key(bob, 5), None);
+            drop(reader);
+            handle.stop();
+        };
+        play(start(memory.clone()));
+        play(start(folder.open().unwrap()));
+        let kept = recover(&mut folder.open().unwrap()).unwrap();
+        assert_eq!(kept, recover(&mut memory.restart()).unwrap());
+        let open: Vec<_> = kept.open_payments.iter().map(|open| (open.number, open.sent)).collect();
+        assert_eq!(
+            open,
+            [(number(7), 7)],
+            "what a payment has sent is in the book with the balances"
+        );
+        assert_eq!(&*kept.open_payments[0].record, b"begun 7");
+        assert_eq!(kept.last_payment, Some(number(7)));
     }
 
     #[test]

@@ -13,14 +13,20 @@
 //! | routes    | prefix              | next hop: account, u32                                      |
 //! | rates     | code                | decimal text                                                |
 //! | engines   | code                | URL of the settlement engine of accounts in that asset      |
+//! | payments  | account, u32;       | what is known of a payment that we make or made, as JSON    |
+//! |           | payment, u64        |                                                             |
+//! | keys      | account, u32;       | the account's payment that began with this key: u64         |
+//! |           | key, 32 bytes       |                                                             |
+//! | paying    | payment, u64        | an open payment: account, u32; what it has sent, u64        |
 
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::PAYMENT_KEY_BYTES;
 use super::secrets::Secrets;
 use crate::ledger::{
-    Account, AccountId, AccountLimits, Asset, AssetId, Links, PackedLinks, RoutingRelation, Settlement,
+    Account, AccountId, AccountLimits, Asset, AssetId, Links, PackedLinks, PaymentNumber, RoutingRelation, Settlement,
 };
 
 /// Counted up when a program that knows only the older layouts would misread what is stored.
@@ -35,8 +41,13 @@ pub mod family {
     pub const ROUTES: &str = "routes";
     pub const RATES: &str = "rates";
     pub const ENGINES: &str = "engines";
+    pub const PAYMENTS: &str = "payments";
+    pub const KEYS: &str = "keys";
+    pub const PAYING: &str = "paying";
 
-    pub const ALL: [&str; 8] = [META, ASSETS, ACCOUNTS, BALANCES, POSITIONS, ROUTES, RATES, ENGINES];
+    pub const ALL: [&str; 11] = [
+        META, ASSETS, ACCOUNTS, BALANCES, POSITIONS, ROUTES, RATES, ENGINES, PAYMENTS, KEYS, PAYING,
+    ];
 }
 
 /// Keys of the family `meta`.
@@ -49,6 +60,8 @@ pub mod meta {
     pub const NODE_ADDRESS: &[u8] = b"node_address";
     /// u32.
     pub const NEXT_ACCOUNT_ID: &[u8] = b"next_account_id";
+    /// u64. Absent until there was one.
+    pub const LAST_PAYMENT: &[u8] = b"last_payment";
 }
 
 /// Above every code: those are UTF-8, which has no such byte.
@@ -67,6 +80,45 @@ pub fn read_account_key(bytes: &[u8]) -> Result<AccountId, Malformed> {
     read_u32(bytes)
         .map(AccountId::new)
         .map_err(|_| Malformed("account number"))
+}
+
+/// Below the keys of everything that belongs to the account with the next number, and above those of this one.
+pub fn end_of_account(id: AccountId) -> Vec<u8> {
+    // Behind the last number there is nothing: account numbers run out before they reach it.
+    id.get().saturating_add(1).to_be_bytes().to_vec()
+}
+
+pub fn payment_key(account: AccountId, number: PaymentNumber) -> [u8; 12] {
+    let mut key = [0; 12];
+    key[..4].copy_from_slice(&account_key(account));
+    key[4..].copy_from_slice(&number.get().to_be_bytes());
+    key
+}
+
+/// The number in a payment's key.
+pub fn read_payment_key(bytes: &[u8]) -> Result<PaymentNumber, Malformed> {
+    read_payment_number(bytes.get(4..).unwrap_or_default())
+}
+
+pub fn read_payment_number(bytes: &[u8]) -> Result<PaymentNumber, Malformed> {
+    let number = bytes.try_into().ok().map(u64::from_be_bytes);
+    number
+        .and_then(PaymentNumber::new)
+        .ok_or(Malformed("number of a payment"))
+}
+
+pub fn key_of_payment(account: AccountId, key: &[u8; PAYMENT_KEY_BYTES]) -> Vec<u8> {
+    [&account_key(account)[..], key].concat()
+}
+
+pub fn paying(account: AccountId, sent: u64) -> Vec<u8> {
+    [&account_key(account)[..], &sent.to_be_bytes()].concat()
+}
+
+pub fn read_paying(bytes: &[u8]) -> Result<(AccountId, u64), Malformed> {
+    let (account, sent) = bytes.split_at_checked(4).ok_or(Malformed("open payment"))?;
+    let sent = sent.try_into().map_err(|_| Malformed("amount of an open payment"))?;
+    Ok((read_account_key(account)?, u64::from_be_bytes(sent)))
 }
 
 pub fn asset_key(id: AssetId) -> [u8; 2] {

@@ -22,7 +22,7 @@ use crossbeam::queue::ArrayQueue;
 use crossbeam::utils::CachePadded;
 
 use super::fold::Ledger;
-use super::{Applied, Auditor, BackupError, Book, Mutation, Store, StoreError};
+use super::{Applied, BackupError, Book, Mutation, Reader, Store, StoreError};
 use crate::ledger::audit::Audit;
 use crate::ledger::journal::TransferNumber;
 use crate::ledger::{AccountId, Transfer};
@@ -140,7 +140,7 @@ struct HandleInner {
     requests: Sender<Request>,
     thread: Thread,
     /// The store itself goes with the writer's thread.
-    auditor: Weak<dyn Auditor>,
+    reader: Weak<dyn Reader>,
     /// Held while a copy is made.
     backup: Mutex<()>,
     join: Mutex<Option<JoinHandle<()>>>,
@@ -165,7 +165,12 @@ impl WriterHandle {
     /// Reads on the caller's thread, so commits go on meanwhile.
     pub fn audit(&self) -> Result<Audit, StoreError> {
         self.apply(Vec::new())?;
-        self.inner.auditor.upgrade().ok_or_else(|| self.closed())?.audit()
+        self.reader()?.audit()
+    }
+
+    /// Reads what is on disk, on the caller's thread.
+    pub fn reader(&self) -> Result<Arc<dyn Reader>, StoreError> {
+        self.inner.reader.upgrade().ok_or_else(|| self.closed())
     }
 
     /// Copies the store into the new folder `directory`, with everything handed over before. One copy at a time. Works
@@ -178,8 +183,7 @@ impl WriterHandle {
             Err(TryLockError::WouldBlock) => return Err(BackupError::Busy),
         };
         self.apply(Vec::new())?;
-        let auditor = self.inner.auditor.upgrade().ok_or_else(|| self.closed())?;
-        auditor.copy_to(directory)
+        self.reader()?.copy_to(directory)
     }
 
     /// Why the node can no longer commit, if so.
@@ -355,8 +359,8 @@ impl Writer {
             counters: Counters::default(),
         });
         let (requests, received) = bounded(REQUESTS_WAITING_MAX);
-        let auditor = store.auditor();
-        let auditor_weak = Arc::downgrade(&auditor);
+        let reader = store.reader();
+        let reader_weak = Arc::downgrade(&reader);
         let writer = Self {
             store,
             shared: shared.clone(),
@@ -367,8 +371,8 @@ impl Writer {
             pending_since: None,
         };
         let join = thread::Builder::new().name("clearway-store".into()).spawn(move || {
-            // Kept for as long as the store is open, see `HandleInner::auditor`.
-            let _auditor = auditor;
+            // Kept for as long as the store is open, see `HandleInner::reader`.
+            let _reader = reader;
             writer.run();
         })?;
         let thread = join.thread().clone();
@@ -386,7 +390,7 @@ impl Writer {
             shared,
             requests,
             thread,
-            auditor: auditor_weak,
+            reader: reader_weak,
             backup: Mutex::new(()),
             join: Mutex::new(Some(join)),
         };
@@ -554,6 +558,7 @@ mod tests {
             to: AccountId::new(to),
             incoming_amount,
             outgoing_amount,
+            payment: None,
         }
     }
 
@@ -871,8 +876,8 @@ mod tests {
             self.store.commit(batch)
         }
 
-        fn auditor(&self) -> Arc<dyn Auditor> {
-            self.store.auditor()
+        fn reader(&self) -> Arc<dyn Reader> {
+            self.store.reader()
         }
     }
 
