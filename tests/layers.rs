@@ -14,6 +14,7 @@ const FLOORS: [(&str, &[&str]); 15] = [
     ("stream", &["wire"]),
     ("store", &["wire", "ledger", "routing"]),
     ("net", &[]),
+    ("client", &["wire", "stream"]),
     (
         "shard",
         &["wire", "ledger", "routing", "pipeline", "link", "store", "net"],
