@@ -11,7 +11,7 @@
 //! routing/         every route and the choice among them; * the table that packets are looked up in
 //! pipeline/      * a packet's rules in two halves, what is in flight, limits, rates, reasons to reject
 //! link/          * ILP-over-HTTP and BTP as state machines over bytes
-//! stream/          STREAM: the addresses and secrets that payers are given
+//! stream/          STREAM at both ends: a payment as a state machine, what answers one, and the secrets they share
 //! ------ up to here: no sockets, no disk, no clock, no async. From here on: io_uring, glommio, RocksDB, the world ------
 //! store/         * Store (a trait) and its default on RocksDB; the writer thread: group commit, double entry
 //! net/           * the shard's io_uring, its buffers; listening and dialling; how a sleeping shard is woken

@@ -29,7 +29,7 @@ pub const TARGET_BYTES_MAX: usize = 128;
 /// The name of the whole program.
 const PROGRAM: &str = env!("CARGO_CRATE_NAME");
 /// Our rooms: the folders of `src`.
-const ROOMS: [&str; 16] = [
+const ROOMS: [&str; 17] = [
     "wire",
     "ledger",
     "routing",
@@ -38,6 +38,7 @@ const ROOMS: [&str; 16] = [
     "stream",
     "store",
     "net",
+    "client",
     "shard",
     "control",
     "api",
