@@ -140,6 +140,7 @@ impl Connector {
         let shared = SharedSetup {
             settings: settings(config),
             admin_token: (*keys.admin_auth_token).into(),
+            secret_seed: keys.secret_seed,
             mailboxes,
             store: writer.clone(),
             api: api_sender,
@@ -196,6 +197,7 @@ impl Connector {
 struct SharedSetup {
     settings: Settings,
     admin_token: Arc<str>,
+    secret_seed: [u8; 32],
     mailboxes: Arc<[Mailbox]>,
     store: WriterHandle,
     api: Sender<Pending>,
@@ -212,6 +214,7 @@ impl SharedSetup {
         Setup {
             settings: self.settings.clone(),
             admin_token: self.admin_token.clone(),
+            secret_seed: self.secret_seed,
             listeners: vec![listener],
             mailboxes: self.mailboxes.clone(),
             transfers,

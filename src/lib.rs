@@ -32,6 +32,9 @@
 //! `link` and `net::ring` send it. The Fulfill comes back the same way: `pipeline::response` verifies it and makes a
 //! transfer, `store::writer` folds transfers into one synced batch, `ledger::journal` lets the Fulfill go only then.
 //!
+//! Payments are no exception: [`shard::payments`] hands a payment's Prepares to the same pipeline, and
+//! [`shard::receiving`] answers for our own accounts where otherwise a link would.
+//!
 //! # Threads
 //! One per shard (pinned), one writer, a few for the API and for resolving names, one for signals. A shard never waits
 //! for anybody; the cold threads wait for shards and disk.

@@ -17,10 +17,17 @@ const FLOORS: [(&str, &[&str]); 15] = [
     ("client", &["wire", "stream"]),
     (
         "shard",
-        &["wire", "ledger", "routing", "pipeline", "link", "store", "net"],
+        &[
+            "wire", "ledger", "routing", "pipeline", "link", "stream", "store", "net",
+        ],
     ),
     ("logs", &[]),
-    ("control", &["wire", "ledger", "routing", "pipeline", "store", "shard"]),
+    (
+        "control",
+        &[
+            "wire", "ledger", "routing", "pipeline", "stream", "store", "client", "shard",
+        ],
+    ),
     (
         "api",
         &[

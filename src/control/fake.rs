@@ -10,8 +10,11 @@ use std::time::Duration;
 
 use crate::ledger::account::{AccountId, Asset};
 use crate::ledger::audit::{AssetAudit, Audit};
-use crate::shard::control::{AccountState, Change, QUESTIONS_MAX, Shards, StillInFlight};
+use crate::shard::control::{
+    AccountState, Change, PaymentEnd, PaymentOrder, QUESTIONS_MAX, RefusedHere, Shards, StillInFlight,
+};
 use crate::store::{Applied, Book, Mutation, StoreError};
+use crate::stream::sender::Outcome;
 
 use super::{BackupError, Bookkeeper, Control, Readiness};
 
@@ -212,6 +215,17 @@ impl Shards for FakeShards {
         } else {
             Err(StillInFlight)
         }
+    }
+
+    fn pay(&self, order: PaymentOrder, done: Box<dyn FnOnce(PaymentEnd) + Send>) {
+        self.published
+            .lock()
+            .unwrap()
+            .push(format!("pay:{}>{}", order.account, order.destination));
+        done(PaymentEnd {
+            outcome: Outcome::not_begun(),
+            refused_here: Some(RefusedHere::Busy),
+        });
     }
 
     fn wait_for_btp(&self, id: AccountId, _at_most: Duration) -> bool {

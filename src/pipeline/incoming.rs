@@ -21,6 +21,8 @@ pub struct Onward {
     pub condition: [u8; 32],
     /// Goes instead of the packet that came: the answer to an echo request.
     pub replacement: Option<Vec<u8>>,
+    /// It may end at the account itself, see [`local::ends_in_token`].
+    pub ends_in_token: bool,
 }
 
 impl Pipeline {
@@ -146,6 +148,7 @@ impl Pipeline {
             expires_at,
             condition: *prepare.condition(),
             replacement,
+            ends_in_token: local::ends_in_token(destination.as_str()),
         })
     }
 

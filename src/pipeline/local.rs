@@ -9,6 +9,16 @@ use crate::wire::packet::{Prepare, PrepareBuilder};
 
 use super::reject::RejectReason;
 
+/// Characters of the segment that the addresses which our own accounts hand out to payers end in.
+pub const TOKEN_CHARS: usize = 24;
+
+/// Whether an address may be one that an account of ours has handed out. Most are not, and nobody else has to look.
+pub fn ends_in_token(destination: &str) -> bool {
+    let last = destination.len().checked_sub(TOKEN_CHARS + 1);
+    last.is_some_and(|last| destination.as_bytes()[last] == b'.')
+        && !destination.as_bytes()[destination.len() - TOKEN_CHARS..].contains(&b'.')
+}
+
 /// The first bytes of an echo request's data (protocols.md 4.8; in no RFC, but every connector answers it).
 const ECHO_PREFIX: &[u8; 16] = b"ECHOECHOECHOECHO";
 const ECHO_REQUEST: u8 = 0;
@@ -67,6 +77,23 @@ mod tests {
             .step_by(2)
             .map(|at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap())
             .collect()
+    }
+
+    #[test]
+    fn addresses_of_payers() {
+        let token = "AAECAwQFBgcICQoLDA0ODxAR";
+        for (destination, may_be) in [
+            (format!("g.alice.{token}"), true),
+            (format!("g.{token}"), true),
+            (format!("g.alice.{token}x"), false),
+            (format!("g.alice.{}", &token[1..]), false),
+            (format!("g.alice.{}.{}", &token[..11], &token[12..]), false),
+            (format!("g.alice{token}"), false),
+            (token.to_owned(), false),
+            ("g".to_owned(), false),
+        ] {
+            assert_eq!(ends_in_token(&destination), may_be, "{destination}");
+        }
     }
 
     #[test]

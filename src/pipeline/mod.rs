@@ -26,7 +26,7 @@ use std::sync::Arc;
 
 use crate::ledger::account::{StaticDefault, place_in};
 use crate::ledger::balance::InsufficientLiquidity;
-use crate::ledger::{Account, AccountId, AccountLimits, AssetId, Balance, Directory, Hold, Reservation};
+use crate::ledger::{Account, AccountId, AccountLimits, Asset, AssetId, Balance, Directory, Hold, Reservation};
 use crate::routing::forwarding::Forwarding;
 use crate::wire::timestamp::Timestamp;
 
@@ -232,6 +232,18 @@ impl Pipeline {
         if self.forwarding.get(&self.node_address).is_none() {
             self.forwarding.insert(self.node_address.clone(), LOCAL);
         }
+    }
+
+    /// What an amount in one asset is worth in another, here and now.
+    pub fn rate_between(&self, from: &Asset, to: &Asset) -> Option<Conversion> {
+        let spread = if from == to {
+            &Decimal::zero()
+        } else {
+            &self.settings.spread
+        };
+        self.rates
+            .conversion((&from.code, from.scale), (&to.code, to.scale), spread)
+            .ok()
     }
 
     pub fn set_rates(&mut self, rates: Arc<Rates>) {

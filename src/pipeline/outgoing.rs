@@ -37,6 +37,7 @@ impl Pipeline {
             expires_at,
             condition,
             replacement: _,
+            ends_in_token: _,
         } = onward;
         match self.reserve(to, amount, link, waiting) {
             Err(reason) => {

@@ -190,6 +190,28 @@ impl Conversion {
         Self { factor, maximum }
     }
 
+    /// The factor as a fraction of two 64-bit integers, exact if it has such terms, else a little below. `None`: it is too
+    /// small or too large for that.
+    pub fn as_u64_fraction(&self) -> Option<(u64, u64)> {
+        match &self.factor {
+            Factor::Zero => Some((0, 1)),
+            Factor::One => Some((1, 1)),
+            Factor::Small { numerator, denominator } => Some((*numerator, *denominator)),
+            Factor::Large(factor) => {
+                let excess = factor
+                    .numerator
+                    .bits()
+                    .max(factor.denominator.bits())
+                    .saturating_sub(63);
+                let numerator = &factor.numerator >> excess;
+                // Rounded up, so that the fraction is not above the factor.
+                let denominator = (&factor.denominator >> excess) + 1u8;
+                let numerator = numerator.to_u64().filter(|numerator| *numerator > 0)?;
+                Some((numerator, denominator.to_u64()?))
+            }
+        }
+    }
+
     /// The amount in the outgoing asset, rounded down. 0 stays 0.
     pub fn convert(&self, amount: u64) -> Result<u64, ConversionError> {
         if amount > self.maximum {
@@ -388,6 +410,33 @@ mod tests {
         let numbered = |count: usize| (0..count).map(|n| (n.to_string(), decimal("1"))).collect();
         assert_eq!(Rates::new(numbered(RATES_MAX)).unwrap().len(), RATES_MAX);
         assert_eq!(Rates::new(numbered(RATES_MAX + 1)), Err(InvalidRates::TooMany));
+    }
+
+    proptest! {
+        /// What goes on as a fraction of 64 bits is never above the exact factor, and hardly below it.
+        #[test]
+        fn fractions_of_64_bits(from in any_rate(), to in any_rate(), scales in any_scales(), spread in any_spread()) {
+            let conversion = Conversion::new(&from, &to, scales.0, scales.1, &spread);
+            if let Some((numerator, denominator)) = conversion.as_u64_fraction() {
+                let fraction = BigRational::new(numerator.into(), denominator.into());
+                let exact = match &conversion.factor {
+                    Factor::Zero => BigRational::zero(),
+                    Factor::One => BigRational::from_integer(1.into()),
+                    Factor::Small { numerator, denominator } => {
+                        BigRational::new((*numerator).into(), (*denominator).into())
+                    }
+                    Factor::Large(factor) => {
+                        BigRational::new(factor.numerator.clone().into(), factor.denominator.clone().into())
+                    }
+                };
+                prop_assert!(fraction <= exact);
+                // Terms of some 20 bits and more are exact to a millionth.
+                if numerator > 1 << 21 && denominator > 1 << 21 {
+                    let missing = (&exact - &fraction) * BigRational::from_integer(1_000_000.into());
+                    prop_assert!(missing <= exact);
+                }
+            }
+        }
     }
 
     /// Rates as people write them and as markets do, over the whole range.

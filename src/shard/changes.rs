@@ -5,7 +5,7 @@ use crate::wire::websocket::CloseCode;
 
 use super::Shard;
 use super::connections::Link;
-use super::control::{AccountState, Change};
+use super::control::{AccountState, Change, RefusedHere};
 use super::mesh::{Cold, Message};
 
 /// How long peers get to read our goodbyes before the process ends.
@@ -53,7 +53,9 @@ impl Shard {
             Cold::ApiResponse { reply_to, response } => self.api_responded(reply_to, response),
             Cold::ApiPiece { reply_to, piece } => self.api_made(reply_to, piece),
             Cold::Resolved(resolved) => self.resolved(*resolved),
+            Cold::Pay(order, done) => self.begin_payment(*order, done),
             Cold::Stop => {
+                self.cancel_payments(None, RefusedHere::NotReady);
                 self.stopping = true;
                 self.pipeline.stopping = true;
                 self.ring.stop_accepting();
@@ -83,7 +85,10 @@ impl Shard {
                     self.relink(account);
                 }
             }
-            Change::CloseAccount(id) => self.pipeline.set_closing(*id, true),
+            Change::CloseAccount(id) => {
+                self.pipeline.set_closing(*id, true);
+                self.cancel_payments(Some(*id), RefusedHere::NoAccount);
+            }
             Change::ReopenAccount(id) => self.pipeline.set_closing(*id, false),
             Change::RemoveAccount(id) => {
                 if self.owns(*id) {

@@ -8,8 +8,12 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::ledger::PaymentNumber;
 use crate::ledger::account::{Account, AccountId};
 use crate::pipeline::rates::Rates;
+use crate::stream::secret::SharedSecret;
+use crate::stream::sender::{Outcome, Slippage, Target};
+use crate::wire::timestamp::Timestamp;
 
 pub use crate::link::http::PIECE_BYTES;
 
@@ -52,6 +56,59 @@ pub struct AccountState {
     pub btp_connected: bool,
 }
 
+/// A payment, or a quote, for the shard of the account that pays.
+pub struct PaymentOrder {
+    /// Of a payment: begun in the store under this number. A quote has one as well, and moves nothing.
+    pub number: PaymentNumber,
+    pub account: AccountId,
+    /// Where the money goes, and the secret that goes with it.
+    pub destination: Box<str>,
+    pub shared_secret: SharedSecret,
+    pub target: Target,
+    pub slippage: Slippage,
+    pub is_quote: bool,
+    pub timeout_ms: Option<u64>,
+}
+
+/// How a payment or a quote ended. All of its packets have ended, and what they moved is durable.
+pub struct PaymentEnd {
+    pub outcome: Outcome,
+    /// Why this node itself did not take the payment's packets, if that ended it.
+    pub refused_here: Option<RefusedHere>,
+}
+
+/// See [`PaymentEnd::refused_here`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum RefusedHere {
+    /// The account may not owe more.
+    InsufficientBalance,
+    /// This node has no exchange rate from the account's asset to the next hop's.
+    NoRate,
+    /// The account is being deleted, or is not there.
+    NoAccount,
+    /// The node stops, or cannot commit.
+    NotReady,
+    /// The shard makes as many payments as it can.
+    Busy,
+}
+
+/// A packet that one of our own accounts has received, or the end of a connection to it. What it tells is durable.
+#[derive(Clone)]
+pub struct Notice {
+    pub to: Arc<Account>,
+    /// The account over which the packet came: not the far sender.
+    pub from_username: Box<str>,
+    /// The whole address, with the token.
+    pub destination: Box<str>,
+    /// In units of `to`.
+    pub amount: u64,
+    pub at: Timestamp,
+    /// STREAM's number of the packet.
+    pub sequence: u64,
+    /// The sender has closed the connection: the last word about it. The amount is zero.
+    pub connection_closed: bool,
+}
+
 /// Why an account could not be closed in time.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("packets are still in flight")]
@@ -72,6 +129,9 @@ pub trait Shards: Send + Sync {
 
     /// Waits until a closed account has nothing in flight and all its transfers are durable.
     fn wait_until_idle(&self, id: AccountId, at_most: Duration) -> Result<(), StillInFlight>;
+
+    /// Makes a payment; `done` is called on the shard's thread, so it must not wait.
+    fn pay(&self, order: PaymentOrder, done: Box<dyn FnOnce(PaymentEnd) + Send>);
 
     /// Waits until a BTP connection of the account is up; false if it is not by then.
     fn wait_for_btp(&self, id: AccountId, at_most: Duration) -> bool;

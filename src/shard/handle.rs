@@ -9,7 +9,7 @@ use crossbeam::channel::{Receiver, bounded};
 use crate::ledger::AccountId;
 use crate::pipeline::stats::Stats;
 
-use super::control::{AccountState, Change, QUESTIONS_MAX, Shards, StillInFlight};
+use super::control::{AccountState, Change, PaymentEnd, PaymentOrder, QUESTIONS_MAX, Shards, StillInFlight};
 use super::mesh::{Cold, Mailbox, Message};
 
 /// Changes that a shard applies in one turn: routes, of which it takes some two in a microsecond. So packets wait for a
@@ -128,6 +128,11 @@ impl Shards for ShardsHandle {
         } else {
             Err(StillInFlight)
         }
+    }
+
+    fn pay(&self, order: PaymentOrder, done: Box<dyn FnOnce(PaymentEnd) + Send>) {
+        let owner = order.account.index() % self.mailboxes.len();
+        self.mailboxes[owner].send(Message::Cold(Cold::Pay(Box::new(order), done)));
     }
 
     fn wait_for_btp(&self, id: AccountId, at_most: Duration) -> bool {

@@ -20,7 +20,7 @@ use crate::pipeline::incoming::Onward;
 use crate::pipeline::response::Outcome;
 use crate::pipeline::stats::Stats;
 
-use super::control::{AccountState, ApiResponse, Change, Piece};
+use super::control::{AccountState, ApiResponse, Change, PaymentOrder, Piece};
 use super::handover::Handover;
 
 /// Prepares that one shard may have sent to another and not got back.
@@ -89,6 +89,8 @@ pub enum Cold {
     },
     /// A name was resolved for a link of this account.
     Resolved(Box<super::dialing::Resolved>),
+    /// Make this payment.
+    Pay(Box<PaymentOrder>, super::payments::Done),
     /// Take no new connections and no new Prepares.
     Stop,
     /// How many Prepares are not answered yet?

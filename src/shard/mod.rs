@@ -6,7 +6,9 @@
 //!
 //! A packet's way: [`http_serving`] or [`btp_sessions`] makes bytes a Prepare; [`packets`] asks the pipeline's first
 //! half, carries it to the shard of its next hop if that is another, asks the second half; [`peers`] sends it. The
-//! response comes back through the same files, and waits in the journal until its transfer is durable.
+//! response comes back through the same files, and waits in the journal until its transfer is durable. Packets of our
+//! own payments begin in [`payments`], those for our own accounts end in [`receiving`], and who wants to know of these is
+//! told in [`notices`].
 //!
 //! Always: handlers run to completion; nothing is borrowed while the shard sleeps; what a turn has to send goes out at
 //! its end, in one system call.
@@ -17,15 +19,19 @@ pub mod clock;
 pub mod connections;
 pub mod control;
 pub mod dialing;
+pub mod entropy;
 pub mod failures;
 pub mod handle;
 pub mod handover;
 pub mod http_serving;
 pub mod mesh;
+pub mod notices;
 pub mod packets;
 pub mod paths;
+pub mod payments;
 pub mod peers;
 pub mod problem;
+pub mod receiving;
 
 use std::collections::BinaryHeap;
 use std::os::fd::OwnedFd;
@@ -47,10 +53,13 @@ use clock::{Clock, HttpDate};
 use connections::{Connection, Connections, HttpServing, Link};
 use control::{Change, Pending};
 use dialing::{Attempt, Lookup};
+use entropy::Entropy;
 use failures::Failures;
 use mesh::{Mailbox, Mesh};
 use packets::KeptBack;
+use payments::Payments;
 use peers::Peers;
+use receiving::Receiving;
 
 /// Beyond this many unsent bytes a connection takes no new Prepares (T03), and its own requests are not read any more.
 pub const UNSENT_BYTES_MAX: usize = 2 * 1024 * 1024;
@@ -69,6 +78,8 @@ pub struct Setup {
     pub settings: Settings,
     /// Lets a request with a large body in, see [`http_serving`].
     pub admin_token: Arc<str>,
+    /// What payers are answered with follows from it.
+    pub secret_seed: [u8; 32],
     pub listeners: Vec<OwnedFd>,
     pub mailboxes: Arc<[Mailbox]>,
     pub transfers: TransferSender,
@@ -130,6 +141,12 @@ pub struct Shard {
     commit: Commit,
     /// A packet encoded here on its way to a link; kept for its memory.
     scratch: Vec<u8>,
+    entropy: Entropy,
+    payments: Payments,
+    /// A payment's packet on its way into the pipeline; kept for its memory.
+    payment_scratch: Vec<u8>,
+    /// `None` only while a packet is being received.
+    receiving: Option<Box<Receiving>>,
 }
 
 impl Shard {
@@ -172,6 +189,10 @@ impl Shard {
             exiting: None,
             commit: Commit::default(),
             scratch: Vec::new(),
+            entropy: Entropy::default(),
+            payments: Payments::default(),
+            payment_scratch: Vec::new(),
+            receiving: Some(Box::new(Receiving::new(&setup.secret_seed))),
         };
         for change in setup.changes.iter() {
             let booked = match change {
@@ -223,6 +244,7 @@ impl Shard {
             self.received(message);
         }
         self.release_durable();
+        self.drive_payments();
         self.attempt_due();
         self.sweep();
         while let Some(socket) = self.resume.pop() {
@@ -243,7 +265,11 @@ impl Shard {
 
     /// How long the shard may sleep: not at all if something came while it announced that it parks.
     fn may_sleep_for(&self) -> Sleep {
-        if !self.mesh.mailbox().is_empty() || self.has_durable() || self.ring.has_last_words() {
+        if !self.mesh.mailbox().is_empty()
+            || self.has_durable()
+            || self.payments.has_ready()
+            || self.ring.has_last_words()
+        {
             return Sleep::No;
         }
         let deadline_us = self.next_deadline_ms().map(|deadline_ms| deadline_ms * 1_000);
@@ -261,7 +287,15 @@ impl Shard {
         let attempt = self.attempts.peek().map(Attempt::at_ms);
         let sweep =
             (self.connections.has_deadlines() || !self.paused_listeners.is_empty()).then(|| (self.swept_s + 1) * 1_000);
-        [expiry, attempt, sweep, self.exiting].into_iter().flatten().min()
+        // Payments go by the wall clock, as their packets do.
+        let payment = self
+            .payments
+            .next_wakeup()
+            .map(|at| self.now.monotonic_ms + at.as_millis().saturating_sub(self.now.wall.as_millis()));
+        [expiry, attempt, sweep, payment, self.exiting]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     fn completed(&mut self, completion: Completion) {

@@ -9,12 +9,15 @@ use crate::wire::address::Address;
 use crate::wire::packet::{PACKET_BYTES_MAX, Prepare, Reject, Reply};
 
 use super::Shard;
+use super::control::Notice;
 use super::mesh::Message;
 
 /// A Fulfill that waits until its transfer is durable.
 pub struct KeptBack {
     origin: Origin,
     packet: Box<[u8]>,
+    /// Whoever wants to know of it is told then.
+    notice: Option<Box<Notice>>,
 }
 
 /// What a next hop said to one of our Prepares.
@@ -87,6 +90,13 @@ impl Shard {
     /// The second half: this shard owns `onward.to`.
     pub(super) fn outgoing(&mut self, onward: Onward, packet: &[u8]) {
         let (to, amount, expires_at) = (onward.to, onward.amount, onward.expires_at);
+        let onward = match onward.ends_in_token {
+            true => match self.receive(onward, packet) {
+                Some(onward) => onward,
+                None => return,
+            },
+            false => onward,
+        };
         let state = self.link_state(to, packet.len());
         // In relaxed mode nothing is kept back, but the store's queue may still be long.
         let waiting = self.journal.len().max(self.transfers.waiting());
@@ -98,6 +108,17 @@ impl Shard {
 
     /// A next hop has answered.
     pub(super) fn responded(&mut self, from: AccountId, id: RequestId, response: Response<'_>) {
+        self.responded_with(from, id, response, None);
+    }
+
+    /// The same, with what is to be told when it is durable.
+    pub(super) fn responded_with(
+        &mut self,
+        from: AccountId,
+        id: RequestId,
+        response: Response<'_>,
+        notice: Option<Notice>,
+    ) {
         let (answer, packet) = match response {
             Response::None(reason) => (self.pipeline.failed(id, from, reason), &[][..]),
             Response::Packet(bytes) => match Reply::parse(bytes) {
@@ -106,6 +127,7 @@ impl Shard {
                     let answer = self.pipeline.rejected(id, from);
                     if let Some(Answer::Rejected { origin }) = answer {
                         self.pass_reject(origin, &reject);
+                        self.notify_now(notice);
                     } else {
                         self.note_late(from);
                     }
@@ -116,7 +138,10 @@ impl Shard {
         };
         match answer {
             None => self.note_late(from),
-            Some(Answer::Fulfilled { origin, transfer: None }) => self.end(origin, packet, Outcome::Fulfilled),
+            Some(Answer::Fulfilled { origin, transfer: None }) => {
+                self.end(origin, packet, Outcome::Fulfilled);
+                self.notify_now(notice);
+            }
             Some(Answer::Fulfilled {
                 origin,
                 transfer: Some(transfer),
@@ -128,11 +153,19 @@ impl Shard {
                     KeptBack {
                         origin,
                         packet: packet.into(),
+                        notice: notice.map(Box::new),
                     },
                 );
             }
             Some(Answer::Refused { origin, reason }) => self.answer_with(origin, &reason),
             Some(Answer::Rejected { .. }) => unreachable!("only a Reject is passed on"),
+        }
+    }
+
+    /// Nothing was moved, so there is nothing to wait for.
+    fn notify_now(&mut self, notice: Option<Notice>) {
+        if let Some(notice) = notice {
+            self.notify(notice);
         }
     }
 
@@ -146,8 +179,11 @@ impl Shard {
             return;
         }
         let durable = self.transfers.durable();
-        while let Some(KeptBack { origin, packet }) = self.journal.release(durable) {
+        while let Some(KeptBack { origin, packet, notice }) = self.journal.release(durable) {
             self.end(origin, &packet, Outcome::Fulfilled);
+            if let Some(notice) = notice {
+                self.notify(*notice);
+            }
         }
     }
 
@@ -220,6 +256,9 @@ impl Shard {
     /// Refuses a Prepare that was not accepted.
     fn reject(&mut self, from: AccountId, reply_to: ReplyTo, reason: &RejectReason) {
         tracing::debug!(target: "packets", account = %from, ?reason, "rejected");
+        if let Some(number) = reply_to.payment() {
+            self.payment_refused(number, reason);
+        }
         let mut packet = std::mem::take(&mut self.scratch);
         packet.clear();
         reason.encode(self.pipeline.node_address(), &mut packet);

@@ -201,6 +201,9 @@ impl Shard {
 
     /// Hands a response to the connection of this shard that the Prepare came on.
     pub(super) fn reply_here(&mut self, from: AccountId, reply_to: ReplyTo, packet: &[u8]) {
+        if let Some(number) = reply_to.payment() {
+            return self.payment_replied(number, reply_to.request, packet);
+        }
         let socket = SocketId::from_u64(reply_to.connection);
         match self.connections.get(socket).map(|connection| &connection.link) {
             Some(Link::HttpServer(_)) => self.reply_over_http(reply_to, packet),

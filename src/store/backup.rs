@@ -271,6 +271,7 @@ mod tests {
             to: AccountId::new(1),
             incoming_amount: amount,
             outgoing_amount: amount,
+            payment: None,
         });
     }
 

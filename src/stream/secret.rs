@@ -15,6 +15,8 @@ use crate::wire::base64;
 
 /// Random bytes in a token: two tokens of a node's life never share them.
 pub const TOKEN_RANDOM_BYTES: usize = 18;
+/// Characters of a token without receipts.
+pub const TOKEN_CHARS: usize = TOKEN_RANDOM_BYTES / 3 * 4;
 /// What a payer's verifier gave us to make receipts with (RFC 39).
 pub const RECEIPT_NONCE_BYTES: usize = 16;
 pub const RECEIPT_SECRET_BYTES: usize = 32;

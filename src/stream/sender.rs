@@ -326,18 +326,17 @@ impl Sender {
 
     // Commands.
 
-    /// Answers [`Self::asked_rate`]: units of the receiver per source unit, before slippage. `None` ends the payment.
+    /// Answers [`Self::asked_rate`]: units of the receiver per source unit, before slippage. `None`: the caller does not
+    /// know either, and the path is asked.
     pub fn set_rate(&mut self, now: Timestamp, rate: Option<Ratio>) {
         if self.phase != Phase::AwaitingRate {
             return;
         }
-        match rate.filter(|rate| !rate.is_zero()) {
-            None => self.fail(Failure::RateUnavailable),
-            Some(rate) => {
-                self.rate_given = Some(rate);
-                self.begin_volley_or_money(now);
-            }
+        self.rate_given = rate.filter(|rate| !rate.is_zero());
+        if self.rate_given.is_none() {
+            self.rate = RateSource::Path;
         }
+        self.begin_volley_or_money(now);
     }
 
     /// Sends nothing more and ends when all money under way has arrived or come back.

@@ -148,6 +148,21 @@ pub struct Quote {
     pub delivered: u64,
 }
 
+impl Outcome {
+    /// Of a payment that nobody took.
+    pub fn not_begun() -> Self {
+        Self {
+            result: Err(Failure::Cancelled),
+            amounts: Amounts::default(),
+            asset: None,
+            quote: None,
+            receipt: None,
+            last_reject: None,
+            packets: 0,
+        }
+    }
+}
+
 /// How it ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Outcome {
