@@ -57,6 +57,8 @@ paths! {
     Resource::Balance(_) => ["/accounts/{username}/balance"],
     Resource::Spsp(_) => ["/accounts/{username}/spsp"],
     Resource::Pay => ["/.well-known/pay"],
+    Resource::IncomingPayments(_) => ["/accounts/{username}/payments/incoming"],
+    Resource::AllIncomingPayments => ["/payments/incoming"],
     Resource::Packets => ["/ilp", "/accounts/{username}/ilp"],
     Resource::Btp => ["/ilp/btp", "/accounts/{username}/ilp/btp"],
     Resource::Routes => ["/routes"],

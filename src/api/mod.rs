@@ -14,6 +14,7 @@ mod engines;
 mod fields;
 mod json;
 pub mod node;
+mod notifications;
 pub mod path;
 mod problem;
 mod rates;
@@ -41,6 +42,7 @@ use crate::wire::timestamp::Timestamp;
 pub use accounts::BalanceFormat;
 use auth::Gate;
 use json::Json;
+use notifications::Seats;
 use path::{Method, Resource};
 use problem::{Kind, Problem};
 
@@ -63,6 +65,8 @@ pub struct Api {
     control: Arc<Control>,
     settings: Settings,
     gate: Gate,
+    /// Of those who follow what accounts receive.
+    seats: Seats,
     /// What monotonic times are counted from.
     started: Instant,
 }
@@ -98,6 +102,7 @@ impl Api {
         Self {
             control,
             gate: Gate::new(&settings.admin_auth_token),
+            seats: Seats::default(),
             settings,
             started: Instant::now(),
         }
@@ -182,6 +187,10 @@ impl Api {
                 let (account, _) = self.gate.find(control, request, now_ms, &username)?;
                 accounts::balance(control, &account, self.settings.balance_format, query)
             }
+            (Resource::IncomingPayments(username), _) => {
+                let (account, caller) = self.gate.find(control, request, now_ms, &username)?;
+                notifications::of_account(&self.seats, request, account, caller)
+            }
             (Resource::Settings(username), _) => {
                 let (account, caller) = self.gate.find(control, request, now_ms, &username)?;
                 accounts::change_settings(control, request, &account, caller)
@@ -196,6 +205,7 @@ impl Api {
                     (Resource::StaticRoutes, _) => routes::replace(control, request),
                     (Resource::StaticRoute(prefix), Method::Put) => routes::set(control, request, &prefix),
                     (Resource::StaticRoute(prefix), _) => routes::remove(control, &prefix),
+                    (Resource::AllIncomingPayments, _) => notifications::of_all(&self.seats, request),
                     (Resource::Rates, _) => rates::replace(control, request),
                     (Resource::Engines, _) => engines::merge(control, request),
                     (Resource::LogLevel, _) => node::change_log_level(&self.settings.change_log_filter, request),

@@ -24,6 +24,10 @@ pub enum Resource {
     Balance(String),
     /// `/accounts/:username/spsp`
     Spsp(String),
+    /// `/accounts/:username/payments/incoming`
+    IncomingPayments(String),
+    /// `/payments/incoming`
+    AllIncomingPayments,
     /// `/.well-known/pay`
     Pay,
     /// `/ilp`, `/accounts/:username/ilp`
@@ -78,6 +82,8 @@ impl Resource {
             ["accounts", username, "settings"] => Self::Settings(username.to_owned()),
             ["accounts", username, "balance"] => Self::Balance(username.to_owned()),
             ["accounts", username, "spsp"] => Self::Spsp(username.to_owned()),
+            ["accounts", username, "payments", "incoming"] => Self::IncomingPayments(username.to_owned()),
+            ["payments", "incoming"] => Self::AllIncomingPayments,
             [".well-known", "pay"] => Self::Pay,
             ["ilp"] | ["accounts", _, "ilp"] => Self::Packets,
             ["ilp", "btp"] | ["accounts", _, "ilp", "btp"] => Self::Btp,
@@ -103,6 +109,8 @@ impl Resource {
             | Self::Balance(_)
             | Self::Spsp(_)
             | Self::Pay
+            | Self::IncomingPayments(_)
+            | Self::AllIncomingPayments
             | Self::Btp
             | Self::Routes
             | Self::Audit
@@ -194,6 +202,12 @@ mod tests {
             ("/.well-known/pay", Some((Pay, ""))),
             ("/settlement/engines", Some((Engines, ""))),
             ("/settlement", None),
+            (
+                "/accounts/alice/payments/incoming",
+                Some((IncomingPayments("alice".into()), "")),
+            ),
+            ("/payments/incoming", Some((AllIncomingPayments, ""))),
+            ("/payments", None),
             ("/tracing-level", Some((LogLevel, ""))),
             ("/openapi.json", Some((Description, ""))),
             ("/ledger/audit", Some((Audit, ""))),
@@ -222,6 +236,7 @@ mod tests {
             ("/settlement/engines", "PUT, OPTIONS", MAP_BODY_BYTES_MAX),
             ("/accounts/alice/settings", "PUT, OPTIONS", BODY_BYTES_MAX),
             ("/.well-known/pay", "GET, HEAD, OPTIONS", BODY_BYTES_MAX),
+            ("/payments/incoming", "GET, HEAD, OPTIONS", BODY_BYTES_MAX),
         ] {
             assert_eq!(Resource::parse(target).unwrap().0.allow(), allow, "{target}");
             assert_eq!(body_max(target), body, "{target}");

@@ -74,6 +74,7 @@ impl Caller {
             headers,
             body: body.into(),
             peer: IpAddr::V4(Ipv4Addr::from(0x0a00_0000 + self.calls)),
+            websocket_key: None,
         }
     }
 
@@ -272,6 +273,8 @@ fn who_may_call() {
         // call, body, holder of alice, nobody
         ("GET /accounts/alice", "", 200, 401),
         ("GET /accounts/alice/balance", "", 200, 401),
+        ("GET /accounts/alice/payments/incoming", "", 426, 401),
+        ("GET /payments/incoming", "", 401, 401),
         ("HEAD /accounts/alice", "", 200, 401),
         ("GET /accounts", "", 401, 401),
         ("POST /accounts", "", 401, 401),

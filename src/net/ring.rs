@@ -356,6 +356,16 @@ impl Ring {
         socket2::SockRef::from(&borrowed).peer_addr().ok()?.as_socket()
     }
 
+    /// Has the system keep no more than about so many bytes that the peer has not taken: it would keep megabytes.
+    pub fn limit_system_buffer(&self, id: SocketId, bytes: usize) {
+        if let Some(socket) = self.get(id) {
+            // SAFETY: as in `peer_address`; the call changes a setting of the socket.
+            let borrowed = unsafe { std::os::fd::BorrowedFd::borrow_raw(socket.fd) };
+            // Without the limit the peer is only found slow later.
+            let _ = socket2::SockRef::from(&borrowed).set_send_buffer_size(bytes);
+        }
+    }
+
     pub fn is_open(&self, id: SocketId) -> bool {
         self.get(id)
             .is_some_and(|socket| matches!(socket.phase, Phase::Open | Phase::Connecting))

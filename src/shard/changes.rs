@@ -52,6 +52,10 @@ impl Shard {
             }
             Cold::ApiResponse { reply_to, response } => self.api_responded(reply_to, response),
             Cold::ApiPiece { reply_to, piece } => self.api_made(reply_to, piece),
+            Cold::Follow { topic, by, connection } => self.follow(topic, by, connection),
+            Cold::Followed { connection } => self.followed(connection),
+            Cold::Unfollow { topic, by } => self.unfollow(topic, by),
+            Cold::Notice(notice) => self.noticed(&notice),
             Cold::Resolved(resolved) => self.resolved(*resolved),
             Cold::Pay(order, done) => self.begin_payment(*order, done),
             Cold::Stop => {
@@ -75,6 +79,11 @@ impl Shard {
         match change {
             Change::Account(account) => {
                 let before = self.pipeline.directory().get(account.id).cloned();
+                if let Some(before) = &before
+                    && before.links.http_incoming_token() != account.links.http_incoming_token()
+                {
+                    self.close_subscribers_of_holder(account.id);
+                }
                 self.pipeline.put_account(account.clone(), booked, self.now);
                 if self.owns(account.id) && before.as_ref().is_none_or(|before| before.links != account.links) {
                     let token_changed = before
@@ -98,6 +107,7 @@ impl Shard {
                     self.peers.remove(*id);
                 }
                 self.pipeline.remove_account(*id);
+                self.close_subscribers(*id);
             }
             Change::SetRoute { prefix, next_hop } => self.pipeline.set_route(prefix.clone(), *next_hop),
             Change::RemoveRoute { prefix } => self.pipeline.remove_route(prefix),
@@ -149,6 +159,7 @@ impl Shard {
             match self.connections.get(socket).map(|connection| &connection.link) {
                 Some(Link::Btp(_)) => self.close_session(socket, CloseCode::GoingAway),
                 Some(Link::HttpServer(_)) => self.ring.drain(socket),
+                Some(Link::Subscriber(_)) => self.close_subscriber(socket, CloseCode::GoingAway, "the node stops"),
                 Some(Link::BtpHandshake { .. } | Link::HttpClient(_)) => self.ring.close(socket),
                 None => {}
             }

@@ -5,11 +5,12 @@ use std::sync::Arc;
 use crate::ledger::{Account, AccountId};
 use crate::link::btp::BtpLink;
 use crate::link::http::{Answers, HttpClient, HttpServer};
+use crate::link::subscriber::Subscriber;
 use crate::net::SocketId;
 use crate::pipeline::in_flight::RequestId;
 use crate::wire::websocket::ClientHandshake;
 
-use super::control::BodySource;
+use super::control::{BodySource, Subscription};
 
 /// One connection of this shard.
 pub struct Connection {
@@ -52,6 +53,8 @@ pub enum Link {
     },
     /// Our requests to a peer's ILP-over-HTTP endpoint.
     HttpClient(HttpRequesting),
+    /// One who wants to know what accounts receive.
+    Subscriber(Box<Subscribing>),
 }
 
 /// The server side of HTTP: requests are answered in the order in which they came (RFC 9112, section 9.3.2).
@@ -137,6 +140,14 @@ pub struct HttpRequesting {
     pub request: Option<RequestId>,
     /// The connection is up.
     pub connected: bool,
+}
+
+/// A connection whose client is told what accounts receive.
+pub struct Subscribing {
+    pub subscriber: Subscriber,
+    pub subscription: Subscription,
+    /// How many shards do not know of it yet; the upgrade is answered when all do. `None`: it is a WebSocket.
+    pub opening: Option<u16>,
 }
 
 /// The connections of one shard, by the index of their sockets.

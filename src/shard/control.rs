@@ -6,6 +6,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crate::ledger::PaymentNumber;
@@ -109,6 +110,56 @@ pub struct Notice {
     pub connection_closed: bool,
 }
 
+/// What a subscriber is told of.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Topic {
+    /// What this account receives.
+    Account(AccountId),
+    /// What any account receives.
+    All,
+}
+
+/// One who wants to know what accounts receive, admitted by the API.
+pub struct Subscription {
+    /// Whose notices, as it was when its holder or the operator was let in; `None`: those of all accounts.
+    pub account: Option<Arc<Account>>,
+    /// It was the account's token that opened, so the subscription ends with it.
+    pub as_holder: bool,
+    /// The `Sec-WebSocket-Key` of the request.
+    pub key: Box<str>,
+    /// Among all subscribers, and among those of the topic.
+    pub seats: [Seat; 2],
+}
+
+impl Subscription {
+    pub fn topic(&self) -> Topic {
+        self.account
+            .as_ref()
+            .map_or(Topic::All, |account| Topic::Account(account.id))
+    }
+}
+
+/// One of a limited number, until it is dropped, on whichever thread.
+#[derive(Debug)]
+pub struct Seat(Arc<AtomicUsize>);
+
+impl Seat {
+    /// `None`: all are taken.
+    pub fn take(taken: &Arc<AtomicUsize>, at_most: usize) -> Option<Self> {
+        let one_more = |taken| (taken < at_most).then_some(taken + 1);
+        taken
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more)
+            .is_ok()
+            .then(|| Self(taken.clone()))
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// Why an account could not be closed in time.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("packets are still in flight")]
@@ -151,6 +202,8 @@ pub struct ApiRequest {
     pub headers: Vec<(String, Vec<u8>)>,
     pub body: Vec<u8>,
     pub peer: IpAddr,
+    /// The key of a WebSocket, version 13, that the request asks to become.
+    pub websocket_key: Option<Box<str>>,
 }
 
 /// Its answer. The shard adds what frames the body, `Date` and `Connection`, and leaves the body out for HEAD.
@@ -169,6 +222,8 @@ pub enum Body {
     Whole(Vec<u8>),
     /// As much as there is to say, made while the client reads it: for what may be larger than anybody should keep.
     Made(Box<dyn BodySource>),
+    /// Nothing: the connection becomes a WebSocket, on which a subscriber is told what accounts receive.
+    WebSocket(Box<Subscription>),
 }
 
 impl Body {
@@ -178,6 +233,7 @@ impl Body {
         let mut source = match self {
             Self::Whole(bytes) => return bytes,
             Self::Made(source) => source,
+            Self::WebSocket(_) => return Vec::new(),
         };
         let mut all = Vec::new();
         loop {

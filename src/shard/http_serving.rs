@@ -11,7 +11,7 @@ use crate::net::SocketId;
 use crate::pipeline::in_flight::ReplyTo;
 use crate::wire::http::authorization::{Credentials, parse_authorization};
 use crate::wire::http::write::{write_ok_packet, write_response, write_response_head};
-use crate::wire::http::{Method, RequestHead};
+use crate::wire::http::{Method, RequestHead, WebSocketUpgrade};
 use crate::wire::packet::{PACKET_BYTES_MAX, Prepare};
 use crate::wire::timestamp::HTTP_DATE_BYTES;
 use crate::wire::websocket;
@@ -353,6 +353,10 @@ impl Shard {
             body,
             close,
         } = response;
+        let body = match body {
+            Body::WebSocket(subscription) => return self.subscribe(reply_to, *subscription),
+            body => body,
+        };
         let headers: Vec<(&str, &str)> = headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
         let long = match body {
             Body::Whole(body) if body.len() <= PIECE_BYTES => {
@@ -365,6 +369,7 @@ impl Shard {
             }
             Body::Whole(body) => LongBody::Bytes(body),
             Body::Made(source) => LongBody::Made(source),
+            Body::WebSocket(_) => unreachable!("it was handled above"),
         };
         let date = *self.http_date.at(self.now.wall);
         self.go_on_answering(reply_to, |serving, out| {
@@ -420,7 +425,7 @@ impl Shard {
         }
     }
 
-    fn answer_problem(&mut self, reply_to: ReplyTo, problem: &Problem) {
+    pub(super) fn answer_problem(&mut self, reply_to: ReplyTo, problem: &Problem) {
         let body = problem.body(self.now.wall);
         let mut headers = vec![("content-type", "application/problem+json")];
         headers.extend_from_slice(problem.headers());
@@ -565,22 +570,16 @@ fn decide(head: &RequestHead<'_>, directory: &Directory, blocked: bool, packet: 
         Target::Btp { username: Some(name) } if normalize_username(&name).is_err() => {
             Decision::Problem(Problem::impossible_name())
         }
-        Target::Btp { username } => match head.upgrade_websocket() {
-            Some(upgrade)
-                if head.method == Method::Get
-                    && websocket::is_valid_key(upgrade.key)
-                    && upgrade.version == Some(13) =>
-            {
-                Decision::Upgrade {
-                    named: username
-                        .as_deref()
-                        .and_then(|name| directory.find(name))
-                        .map(|account| account.id),
-                    name_given: username.is_some(),
-                    key: upgrade.key.to_owned(),
-                    btp: upgrade.offers("btp"),
-                }
-            }
+        Target::Btp { username } => match websocket_upgrade(head) {
+            Some(upgrade) => Decision::Upgrade {
+                named: username
+                    .as_deref()
+                    .and_then(|name| directory.find(name))
+                    .map(|account| account.id),
+                name_given: username.is_some(),
+                key: upgrade.key.to_owned(),
+                btp: upgrade.offers("btp"),
+            },
             _ => Decision::Problem(
                 Problem::new(426, "upgrade_required", "this is a WebSocket (RFC 6455), version 13")
                     .with_header("upgrade", "websocket")
@@ -598,8 +597,15 @@ fn decide(head: &RequestHead<'_>, directory: &Directory, blocked: bool, packet: 
                 .collect(),
             body: Vec::new(),
             peer: std::net::Ipv4Addr::UNSPECIFIED.into(),
+            websocket_key: websocket_upgrade(head).map(|upgrade| upgrade.key.into()),
         })),
     }
+}
+
+/// The wish to go on as a WebSocket, if it is one that we can grant.
+fn websocket_upgrade<'a>(head: &RequestHead<'a>) -> Option<WebSocketUpgrade<'a>> {
+    head.upgrade_websocket()
+        .filter(|upgrade| upgrade.version == Some(13) && websocket::is_valid_key(upgrade.key))
 }
 
 /// Whose packet it is (http-api.md 2.2). An unknown name is refused like a wrong token, after the same work.

@@ -5,10 +5,11 @@
 //! bytes of them than a mailbox may hold; one more is rejected with T03. Every Prepare brings back exactly one response,
 //! a connection moves at most once, the cold threads wait for an answer before they ask again, and a connection has one
 //! API call or one piece of an answer in the making. So a response always has room, and no shard ever waits for another.
+//! Only notices of what accounts receive are nobody's answer: beyond [`NOTICES_MAX`] they are counted instead of sent.
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use crossbeam::channel::Sender;
 use crossbeam::queue::SegQueue;
@@ -20,7 +21,7 @@ use crate::pipeline::incoming::Onward;
 use crate::pipeline::response::Outcome;
 use crate::pipeline::stats::Stats;
 
-use super::control::{AccountState, ApiResponse, Change, PaymentOrder, Piece};
+use super::control::{AccountState, ApiResponse, Change, Notice, PaymentOrder, Piece, Topic};
 use super::handover::Handover;
 
 /// Prepares that one shard may have sent to another and not got back.
@@ -29,6 +30,10 @@ pub const PREPARES_MAX: u32 = 65_536;
 /// Bytes of Prepares that may lie in a mailbox. A shard that is kept off its core for a while gets no more than this; its
 /// peers are told to come back (T03).
 const MAILBOX_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// Notices that may lie in a mailbox, a few hundred bytes each. A shard that is so far behind has subscribers that have
+/// missed something, and they are told.
+const NOTICES_MAX: usize = 16_384;
 
 /// What one shard, or a cold thread, tells a shard.
 pub enum Message {
@@ -87,6 +92,23 @@ pub enum Cold {
         reply_to: ReplyTo,
         piece: Piece,
     },
+    /// The shard `by` has a subscriber for this topic, on the connection of this number.
+    Follow {
+        topic: Topic,
+        by: u16,
+        connection: u64,
+    },
+    /// A shard has taken note of that.
+    Followed {
+        connection: u64,
+    },
+    /// The shard `by` has no subscriber for this topic any more.
+    Unfollow {
+        topic: Topic,
+        by: u16,
+    },
+    /// An account has received something, and subscribers of this shard want to know.
+    Notice(Arc<Notice>),
     /// A name was resolved for a link of this account.
     Resolved(Box<super::dialing::Resolved>),
     /// Make this payment.
@@ -106,6 +128,9 @@ pub struct Mailbox {
     waker: Waker,
     /// Of the Prepares in `queue`. Counted by several threads, so it may be passed by a packet each.
     prepare_bytes: AtomicUsize,
+    /// Notices in `queue`, and those that found no room there. As inexact.
+    notices: AtomicUsize,
+    notices_missed: AtomicU64,
 }
 
 impl Mailbox {
@@ -114,6 +139,8 @@ impl Mailbox {
             queue: SegQueue::new(),
             waker,
             prepare_bytes: AtomicUsize::new(0),
+            notices: AtomicUsize::new(0),
+            notices_missed: AtomicU64::new(0),
         }
     }
 
@@ -134,7 +161,16 @@ impl Mailbox {
     pub(super) fn receive(&self) -> Option<Message> {
         let message = self.queue.pop()?;
         self.prepare_bytes.fetch_sub(message.prepare_bytes(), Ordering::Relaxed);
+        if matches!(message, Message::Cold(Cold::Notice(_))) {
+            self.notices.fetch_sub(1, Ordering::Relaxed);
+        }
         Some(message)
+    }
+
+    /// How many notices found no room since this was last asked; not before those that did are received.
+    pub(super) fn take_missed_notices(&self) -> Option<u64> {
+        let is_told_next = self.notices_missed.load(Ordering::Relaxed) > 0 && self.notices.load(Ordering::Relaxed) == 0;
+        is_told_next.then(|| self.notices_missed.swap(0, Ordering::Relaxed))
     }
 }
 
@@ -159,6 +195,11 @@ impl Mesh {
         }
     }
 
+    /// How many shards there are.
+    pub fn shards(&self) -> u16 {
+        self.mailboxes.len() as u16
+    }
+
     pub fn mailbox(&self) -> &Mailbox {
         &self.mailboxes[self.me]
     }
@@ -177,6 +218,18 @@ impl Mesh {
             .fetch_add(message.prepare_bytes(), Ordering::Relaxed);
         mailbox.queue.push(message);
         self.to_wake[to] = true;
+    }
+
+    /// As [`Self::send`], if there is room; else the other shard learns how many there were.
+    pub fn send_notice(&mut self, to: u16, notice: Arc<Notice>) {
+        let mailbox = &self.mailboxes[usize::from(to)];
+        if mailbox.notices.load(Ordering::Relaxed) >= NOTICES_MAX {
+            mailbox.notices_missed.fetch_add(1, Ordering::Relaxed);
+            self.to_wake[usize::from(to)] = true;
+            return;
+        }
+        mailbox.notices.fetch_add(1, Ordering::Relaxed);
+        self.send(to, Message::Cold(Cold::Notice(notice)));
     }
 
     /// Room for one more Prepare of so many bytes to `to`, and with it for its response.
@@ -201,5 +254,44 @@ impl Mesh {
                 mailbox.waker.wake();
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::tests::account;
+    use crate::wire::timestamp::Timestamp;
+
+    #[test]
+    fn notices_beyond_the_limit_are_counted() {
+        let mailboxes: Arc<[Mailbox]> = (0..2).map(|_| Mailbox::new(Waker::new().unwrap())).collect();
+        let mut mesh = Mesh::new(mailboxes.clone(), 0);
+        let notice = Arc::new(Notice {
+            to: Arc::new(account(1, 0)),
+            from_username: "alice".into(),
+            destination: "test.hub.bob.token".into(),
+            amount: 1,
+            at: Timestamp::default(),
+            sequence: 2,
+            connection_closed: false,
+        });
+        for _ in 0..NOTICES_MAX + 5 {
+            mesh.send_notice(1, notice.clone());
+        }
+        // Only notices have this limit.
+        mesh.send(1, Message::Cold(Cold::Stop));
+        let mailbox = &mailboxes[1];
+        for _ in 0..NOTICES_MAX {
+            assert_eq!(mailbox.take_missed_notices(), None, "those that had room come first");
+            assert!(matches!(mailbox.receive(), Some(Message::Cold(Cold::Notice(_)))));
+        }
+        assert_eq!(mailbox.take_missed_notices(), Some(5));
+        assert_eq!(mailbox.take_missed_notices(), None, "they are told once");
+        assert!(matches!(mailbox.receive(), Some(Message::Cold(Cold::Stop))));
+        assert!(mailbox.is_empty());
+        mesh.send_notice(1, notice);
+        assert!(matches!(mailbox.receive(), Some(Message::Cold(Cold::Notice(_)))));
+        assert_eq!(mailbox.take_missed_notices(), None, "there is room again");
     }
 }

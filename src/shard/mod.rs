@@ -56,6 +56,7 @@ use dialing::{Attempt, Lookup};
 use entropy::Entropy;
 use failures::Failures;
 use mesh::{Mailbox, Mesh};
+use notices::Notices;
 use packets::KeptBack;
 use payments::Payments;
 use peers::Peers;
@@ -147,6 +148,7 @@ pub struct Shard {
     payment_scratch: Vec<u8>,
     /// `None` only while a packet is being received.
     receiving: Option<Box<Receiving>>,
+    notices: Notices,
 }
 
 impl Shard {
@@ -193,6 +195,7 @@ impl Shard {
             payments: Payments::default(),
             payment_scratch: Vec::new(),
             receiving: Some(Box::new(Receiving::new(&setup.secret_seed))),
+            notices: Notices::default(),
         };
         for change in setup.changes.iter() {
             let booked = match change {
@@ -243,6 +246,7 @@ impl Shard {
             };
             self.received(message);
         }
+        self.tell_missed_notices();
         self.release_durable();
         self.drive_payments();
         self.attempt_due();
@@ -395,6 +399,7 @@ impl Shard {
             Some(Link::Btp(_)) => self.consume_btp(socket, bytes),
             Some(Link::BtpHandshake { .. }) => self.consume_btp_handshake(socket, bytes),
             Some(Link::HttpClient(_)) => self.consume_http_answers(socket, bytes),
+            Some(Link::Subscriber(_)) => self.consume_subscriber(socket, bytes),
             None => bytes.len(),
         }
     }
@@ -416,6 +421,7 @@ impl Shard {
         self.adjust_reception(socket);
         self.move_if_ready(socket);
         self.http_flushed(socket);
+        self.subscriber_flushed(socket);
     }
 
     /// Stops reading from a peer that does not read what we send it, or that asks faster than it can be answered;
@@ -485,6 +491,7 @@ impl Shard {
             Link::Btp(session) => self.btp_closed(socket, &session, error),
             Link::BtpHandshake { account, .. } => self.dial_failed(account, socket, error),
             Link::HttpClient(requesting) => self.http_client_closed(socket, &requesting, error),
+            Link::Subscriber(subscribing) => self.left(socket, subscribing.subscription.topic()),
         }
     }
 
@@ -502,6 +509,7 @@ impl Shard {
             match self.connections.get(socket).map(|connection| &connection.link) {
                 Some(Link::HttpServer(_)) => self.http_overdue(socket),
                 Some(Link::Btp(_)) => self.btp_overdue(socket),
+                Some(Link::Subscriber(_)) => self.subscriber_overdue(socket),
                 // No connection or no answer in time.
                 Some(Link::BtpHandshake { .. } | Link::HttpClient(_)) => self.ring.close(socket),
                 None => {}

@@ -2,7 +2,7 @@
 //! handshake.
 //!
 //! Owns the bytes of a frame and what makes a head a violation. Leaves to others: which messages
-//! mean what, putting fragments together and closing (`link::btp`), and reading the client's
+//! mean what, putting fragments together and closing (`link`), and reading the client's
 //! upgrade request (`wire::http`). No extension is ever negotiated, so a reserved bit is always a
 //! violation.
 //!

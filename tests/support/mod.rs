@@ -14,6 +14,7 @@ pub mod javascript;
 pub mod node;
 pub mod packet;
 pub mod party;
+pub mod payer;
 pub mod random;
 pub mod raw_websocket;
 pub mod rule;
