@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// From the ground up: a floor, and what it may import.
-const FLOORS: [(&str, &[&str]); 15] = [
+const FLOORS: [(&str, &[&str]); 16] = [
     ("wire", &[]),
     ("ledger", &["wire"]),
     ("routing", &["wire", "ledger"]),

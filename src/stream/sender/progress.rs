@@ -30,7 +30,11 @@ impl Sender {
             Phase::Handshake if self.is_connected => match self.rate {
                 RateSource::Path => self.begin_volley_or_money(now),
                 RateSource::Caller if self.asset.is_some() => self.phase = Phase::AwaitingRate,
-                RateSource::Caller => self.fail(Failure::RateUnavailable),
+                // Not all receivers say what they have, and then nobody can know a rate beforehand.
+                RateSource::Caller => {
+                    self.rate = RateSource::Path;
+                    self.begin_volley_or_money(now);
+                }
             },
             Phase::Volley if self.probes.is_empty() && self.in_flight.is_empty() => self.end_volley(now),
             Phase::Search if self.probes.is_empty() && self.in_flight.is_empty() => self.search(now),

@@ -245,22 +245,20 @@ fn only_who_needs_it_is_told_an_address() {
 }
 
 #[test]
-fn without_a_rate_there_is_no_payment() {
-    let mut pay = Pay::new(Target::Source(1_000), RateSource::Caller);
-    pay.shake_hands();
-    pay.sender.set_rate(pay.now, None);
-    assert_eq!(pay.ended().result, Err(Failure::RateUnavailable));
-
-    let mut pay = Pay::new(Target::Source(1_000), RateSource::Caller);
-    pay.shake_hands();
-    pay.sender.set_rate(pay.now, Some(Ratio::ZERO));
-    assert_eq!(pay.ended().result, Err(Failure::RateUnavailable));
-
+fn who_knows_no_rate_asks_the_path() {
+    for rate in [None, Some(Ratio::ZERO)] {
+        let mut pay = Pay::new(Target::Source(1_000), RateSource::Caller);
+        pay.shake_hands();
+        pay.sender.set_rate(pay.now, rate);
+        let probe = pay.next().expect("a volley");
+        assert!(!probe.is_money, "{rate:?}");
+    }
     // The receiver does not say what it has.
     let mut pay = Pay::new(Target::Source(1_000), RateSource::Caller);
     let handshake = pay.next().unwrap();
     pay.refuse(&handshake, 0, &[]);
-    assert_eq!(pay.ended().result, Err(Failure::RateUnavailable));
+    assert_eq!(pay.sender.asked_rate(), None);
+    assert!(!pay.next().expect("a volley").is_money);
 
     // A rate that nobody asked for changes nothing.
     let mut pay = Pay::new(Target::Source(1_000), RateSource::Path);
