@@ -3,9 +3,6 @@
 
 mod support;
 
-use std::io::{BufRead, BufReader, Write};
-use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
 use clearway::wire::address::Address;
@@ -14,95 +11,13 @@ use clearway::wire::timestamp::Timestamp;
 use serde_json::{Value, json};
 use support::btp_peer::BtpPeer;
 use support::http_peer::HttpPeer;
-use support::javascript::scripts;
+use support::javascript::{SCRIPT_LIMIT, Script};
 use support::node::{Node, Options, expect_balance};
 use support::packet::{Prepare, Reply};
 use support::party::{Party, Via};
 use support::random::Random;
 use support::rule::Rule;
 use support::{free_port, within};
-
-/// Node.js takes its time to start on a busy machine.
-const SCRIPT_LIMIT: Duration = Duration::from_secs(30);
-
-/// A script that runs; ended when dropped.
-struct Script {
-    child: Child,
-    stdin: Option<ChildStdin>,
-    lines: Receiver<String>,
-}
-
-impl Script {
-    fn start(name: &str, arguments: &[&str]) -> Self {
-        let mut child = Command::new("node")
-            .arg(name)
-            .args(arguments)
-            .current_dir(scripts())
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap_or_else(|error| panic!("node cannot be run ({error}): install Node.js 18 or later"));
-        let stdout = child.stdout.take().expect("standard output is a pipe");
-        let (sender, lines) = channel();
-        std::thread::spawn(move || {
-            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
-                if sender.send(line).is_err() {
-                    return;
-                }
-            }
-        });
-        Self {
-            stdin: child.stdin.take(),
-            child,
-            lines,
-        }
-    }
-
-    /// `peer.js`, ready.
-    fn peer(arguments: &[&str]) -> Self {
-        let mut script = Self::start("peer.js", arguments);
-        assert_eq!(script.answer(), json!({"ready": true}));
-        script
-    }
-
-    fn line(&mut self) -> String {
-        self.lines
-            .recv_timeout(SCRIPT_LIMIT)
-            .expect("the script says something")
-    }
-
-    fn answer(&mut self) -> Value {
-        let line = self.line();
-        let answer: Value = serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line}"));
-        assert_eq!(answer["error"], Value::Null, "{}", answer["error"]);
-        answer
-    }
-
-    fn ask(&mut self, command: &Value) -> Value {
-        let stdin = self.stdin.as_mut().expect("standard input is a pipe");
-        writeln!(stdin, "{command}").expect("the script runs");
-        self.answer()
-    }
-
-    /// Sends one packet; what the script says of the reply.
-    fn send(&mut self, destination: &str, amount: u64) -> Value {
-        self.ask(&json!({"command": "send", "destination": destination, "amount": amount.to_string()}))
-    }
-
-    fn received(&mut self) -> Vec<Value> {
-        self.ask(&json!({"command": "received"}))["received"]
-            .as_array()
-            .expect("an array")
-            .clone()
-    }
-}
-
-impl Drop for Script {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()

@@ -167,6 +167,7 @@ impl Random {
     }
 
     /// From 0 up to `count`, without it.
+    #[allow(dead_code)] // not every bench has something to choose
     pub fn below(&mut self, count: usize) -> usize {
         (self.next() % count as u64) as usize
     }

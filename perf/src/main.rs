@@ -6,8 +6,8 @@
 //! part of the connector or imports it; see `perf/README.md` for what is measured, and how.
 //!
 //! `packet`, `btp` and `http` are bytes; `stream` and `process` the kernel; `meter` counts; `http_load`
-//! and `btp_load` are the loops, `handshake` what precedes the latter; `node` is the API; `summary`
-//! the table.
+//! and `btp_load` are the loops, `handshake` what precedes the latter; `node` is the API, `payments` what
+//! the node pays when it is asked to; `summary` the table.
 
 mod btp;
 mod btp_load;
@@ -17,6 +17,7 @@ mod http_load;
 mod meter;
 mod node;
 mod packet;
+mod payments;
 mod process;
 mod stream;
 mod summary;
@@ -112,6 +113,8 @@ enum Command {
         #[arg(long, default_value_t = 10.0)]
         seconds: f64,
     },
+    /// Have the node make payments, all at once
+    Payments(PaymentsOptions),
     /// Measure how long the disk takes to make 4 KiB durable
     Sync {
         #[arg(long)]
@@ -201,6 +204,32 @@ struct BtpOptions {
     window: u32,
 }
 
+#[derive(Args)]
+struct PaymentsOptions {
+    #[command(flatten)]
+    node: NodeOptions,
+    /// What the payments go through, for the table
+    #[arg(long, default_value = "one node")]
+    name: String,
+    /// Account that pays; --token is its token for ILP over HTTP
+    #[arg(long)]
+    username: String,
+    /// Payment pointer or URL
+    #[arg(long)]
+    receiver: String,
+    /// Of each payment, in units of the account
+    #[arg(long)]
+    amount: u64,
+    /// Packets that each takes, as the account is set up
+    #[arg(long)]
+    packets: u64,
+    #[arg(long, default_value_t = 1)]
+    count: usize,
+    /// Processes that the payments pass: their CPU time is read, with threads and descendants
+    #[arg(long, value_delimiter = ',')]
+    pid: Vec<u32>,
+}
+
 fn main() -> ExitCode {
     match run(Options::parse().command) {
         Ok(()) => ExitCode::SUCCESS,
@@ -256,6 +285,7 @@ fn run(command: Command) -> Result<(), String> {
             let time = seconds_of(seconds)?;
             print(node::idle(pid, time)?)
         }
+        Command::Payments(options) => run_payments(options),
         Command::Sync { dir, rounds } => print(node::disk_sync(&dir, rounds.max(1))?),
         Command::Table { raw } => {
             let text = std::fs::read_to_string(&raw).map_err(|error| format!("{}: {error}", raw.display()))?;
@@ -312,6 +342,27 @@ fn run_btp(options: &BtpOptions) -> Result<(), String> {
     )?;
     let head = json!({ "kind": "btp", "window": options.window });
     print(options.load.labelled(head, figures))
+}
+
+fn run_payments(options: PaymentsOptions) -> Result<(), String> {
+    if !(1..=payments::PAYMENTS_MAX).contains(&options.count) {
+        return Err(format!("1 to {} payments", payments::PAYMENTS_MAX));
+    }
+    process::raise_open_files().map_err(|error| format!("open files: {error}"))?;
+    let payments = payments::Payments {
+        node: options.node.address()?,
+        username: options.username,
+        token: options.node.token,
+        receiver: options.receiver,
+        amount: options.amount,
+        packets: options.packets,
+        count: options.count,
+        pids: options.pid,
+    };
+    let mut figures = payments.run()?;
+    figures["kind"] = "payments".into();
+    figures["name"] = options.name.into();
+    print(figures)
 }
 
 impl LoadOptions {

@@ -21,6 +21,7 @@ enum Goal {
 enum Unit {
     PerSecond,
     Microseconds,
+    Seconds,
     Percent,
     Bytes,
 }
@@ -57,6 +58,7 @@ pub fn table(raw: &str) -> String {
     table.btp();
     table.delay();
     table.fixed_rates();
+    table.payments();
     table.at_rest();
     table.scale();
     table.failures();
@@ -157,6 +159,43 @@ impl Table<'_> {
                     figure("delay, median", "p50_us");
                     figure("delay, 99 %", "p99_us");
                     figure("delay, 99.9 %", "p999_us");
+                }
+            }
+        }
+    }
+
+    /// What the node pays itself: one payment is measured by its time, many by their packets.
+    fn payments(&mut self) {
+        for (name, seconds_max) in [("one node", 0.2), ("two nodes over BTP", 0.4)] {
+            for count in self.values("payments", "payments") {
+                for packets in self.values("payments", "packets_each") {
+                    let wanted = |record: &Value| {
+                        record["kind"] == "payments"
+                            && record["name"] == name
+                            && record["payments"] == count
+                            && record["packets_each"] == packets
+                    };
+                    let [seconds, per_second, cpu_us] =
+                        ["seconds", "per_second", "cpu_us"].map(|key| self.median(key, wanted));
+                    let payments = match count {
+                        1 => "payment".to_owned(),
+                        _ => format!("{} payments at once", grouped(count as f64)),
+                    };
+                    let what = format!("{payments}, {} packets, {name}", grouped(packets as f64));
+                    let (time_goal, rate_goal) = match count {
+                        1 => (Goal::AtMost(seconds_max), Goal::None),
+                        _ => (Goal::None, Goal::AtLeast(50_000.0)),
+                    };
+                    self.row(&what, seconds, None, Unit::Seconds, time_goal);
+                    self.row(
+                        &format!("{what}; packets"),
+                        per_second,
+                        None,
+                        Unit::PerSecond,
+                        rate_goal,
+                    );
+                    let what = format!("{what}; CPU per packet");
+                    self.row(&what, cpu_us, None, Unit::Microseconds, Goal::None);
                 }
             }
         }
@@ -336,6 +375,7 @@ impl Unit {
             Unit::PerSecond => format!("{} /s", grouped(value)),
             Unit::Microseconds if value.abs() < 10.0 => format!("{value:.2} us"),
             Unit::Microseconds => format!("{value:.1} us"),
+            Unit::Seconds => format!("{value:.3} s"),
             Unit::Percent => format!("{value:.2} %"),
             Unit::Bytes => format!("{} B", grouped(value)),
         }
@@ -403,6 +443,37 @@ mod tests {
             assert!(text.contains(line), "{line}\nis missing in\n{text}");
         }
         assert!(!text.contains("idle node"), "what was not measured has no row");
+    }
+
+    #[test]
+    fn one_payment_is_measured_by_its_time_and_many_by_their_packets() {
+        let mut raw = String::new();
+        for (name, count, packets, seconds) in [
+            ("one node", 1, 10_000, 0.1),
+            ("two nodes over BTP", 1, 10_000, 0.5),
+            ("one node", 1_000, 10, 0.125),
+        ] {
+            let per_second = f64::from(count * packets) / seconds;
+            raw += &format!(
+                r#"{{"kind":"payments","name":"{name}","payments":{count},"packets_each":{packets},"seconds":{seconds},"per_second":{per_second},"cpu_us":7.5,"errors":{{}}}}"#
+            );
+            raw.push('\n');
+        }
+        let text = table(&raw);
+        for line in [
+            "| payment, 10,000 packets, one node | 0.100 s | - | - | at most 0.200 s | yes |",
+            "| payment, 10,000 packets, one node; packets | 100,000 /s | - | - | - | - |",
+            "| payment, 10,000 packets, two nodes over BTP | 0.500 s | - | - | at most 0.400 s | **no** |",
+            "| 1,000 payments at once, 10 packets, one node; packets | 80,000 /s | - | - | at least 50,000 /s | yes |",
+            "| 1,000 payments at once, 10 packets, one node; CPU per packet | 7.50 us | - | - | - | - |",
+        ] {
+            assert!(text.contains(line), "{line}\nis missing in\n{text}");
+        }
+        assert_eq!(
+            text.lines().filter(|line| line.contains("payment")).count(),
+            9,
+            "{text}"
+        );
     }
 
     #[test]

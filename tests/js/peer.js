@@ -94,29 +94,38 @@ const commands = {
   }
 }
 
-async function main () {
-  const [role, ...args] = process.argv.slice(2)
-  const plugin = makePlugin(role, args)
+// Answers commands until the test ends: one JSON object per line each way.
+async function serve (plugin, commands) {
   const say = (object) => process.stdout.write(JSON.stringify(object) + '\n')
-  if (plugin) {
-    plugin.registerDataHandler(handlePrepare)
-    const connected = plugin.connect()
-    // A BTP server is connected when the node is; the test has to tell the node about it first.
-    if (role !== 'btp-server') await connected
-  }
   say({ ready: true })
   for await (const line of readline.createInterface({ input: process.stdin })) {
     const { command, ...parameters } = JSON.parse(line)
     try {
       say(await commands[command](plugin, parameters))
     } catch (error) {
-      say({ error: String(error && error.stack) })
+      say({ error: String(error && (error.stack || error)) })
     }
   }
   process.exit(0)
 }
 
-main().catch((error) => {
-  console.error(error)
-  process.exit(1)
-})
+async function main () {
+  const [role, ...args] = process.argv.slice(2)
+  const plugin = makePlugin(role, args)
+  if (plugin) {
+    plugin.registerDataHandler(handlePrepare)
+    const connected = plugin.connect()
+    // A BTP server is connected when the node is; the test has to tell the node about it first.
+    if (role !== 'btp-server') await connected
+  }
+  await serve(plugin, commands)
+}
+
+module.exports = { makePlugin, serve }
+
+if (require.main === module) {
+  main().catch((error) => {
+    console.error(error)
+    process.exit(1)
+  })
+}

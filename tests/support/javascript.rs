@@ -1,8 +1,16 @@
-//! Other people's packages on Node.js: the scripts that use them, and where they are installed.
+//! Other people's packages on Node.js: the scripts that use them, where they are installed, and how a test drives them.
 
+use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::OnceLock;
+use std::sync::mpsc::{Receiver, channel};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+/// Node.js takes its time to start on a busy machine.
+pub const SCRIPT_LIMIT: Duration = Duration::from_secs(30);
 
 /// A copy of the scripts with their packages, below the target folder; made once.
 pub fn scripts() -> &'static Path {
@@ -19,6 +27,7 @@ pub fn scripts() -> &'static Path {
         copy("tests/js", "package.json");
         copy("tests/js", ".npmrc");
         copy("tests/js", "peer.js");
+        copy("tests/js", "stream.js");
         copy("docs/walkthrough", "send.js");
         copy("docs/walkthrough", "receive.js");
         let lock = copy("tests/js", "package-lock.json");
@@ -41,4 +50,88 @@ pub fn scripts() -> &'static Path {
         std::fs::write(&installed, &lock).expect("the target folder is writable");
         folder
     })
+}
+
+/// A script that runs; ended when dropped.
+pub struct Script {
+    pub child: Child,
+    stdin: Option<ChildStdin>,
+    lines: Receiver<String>,
+}
+
+impl Script {
+    pub fn start(name: &str, arguments: &[&str]) -> Self {
+        let mut child = Command::new("node")
+            .arg(name)
+            .args(arguments)
+            .current_dir(scripts())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap_or_else(|error| panic!("node cannot be run ({error}): install Node.js 18 or later"));
+        let stdout = child.stdout.take().expect("standard output is a pipe");
+        let (sender, lines) = channel();
+        std::thread::spawn(move || {
+            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+                if sender.send(line).is_err() {
+                    return;
+                }
+            }
+        });
+        Self {
+            stdin: child.stdin.take(),
+            child,
+            lines,
+        }
+    }
+
+    /// `peer.js`, ready.
+    pub fn peer(arguments: &[&str]) -> Self {
+        Self::ready("peer.js", arguments)
+    }
+
+    /// A script that takes commands, ready.
+    pub fn ready(name: &str, arguments: &[&str]) -> Self {
+        let mut script = Self::start(name, arguments);
+        assert_eq!(script.answer(), json!({"ready": true}));
+        script
+    }
+
+    pub fn line(&mut self) -> String {
+        self.lines
+            .recv_timeout(SCRIPT_LIMIT)
+            .expect("the script says something")
+    }
+
+    pub fn answer(&mut self) -> Value {
+        let line = self.line();
+        let answer: Value = serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line}"));
+        assert_eq!(answer["error"], Value::Null, "{}", answer["error"]);
+        answer
+    }
+
+    pub fn ask(&mut self, command: &Value) -> Value {
+        let stdin = self.stdin.as_mut().expect("standard input is a pipe");
+        writeln!(stdin, "{command}").expect("the script runs");
+        self.answer()
+    }
+
+    /// Sends one packet; what the script says of the reply.
+    pub fn send(&mut self, destination: &str, amount: u64) -> Value {
+        self.ask(&json!({"command": "send", "destination": destination, "amount": amount.to_string()}))
+    }
+
+    pub fn received(&mut self) -> Vec<Value> {
+        self.ask(&json!({"command": "received"}))["received"]
+            .as_array()
+            .expect("an array")
+            .clone()
+    }
+}
+
+impl Drop for Script {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
 }

@@ -18,7 +18,9 @@ pub mod payer;
 pub mod random;
 pub mod raw_websocket;
 pub mod rule;
+pub mod stream;
 
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 /// How long a test waits for something that should happen at once, on a machine that is busy with other tests.
@@ -45,4 +47,21 @@ pub fn within<T>(limit: Duration, what: &str, mut check: impl FnMut() -> Option<
 pub fn free_port() -> u16 {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
     listener.local_addr().expect("a bound socket has an address").port()
+}
+
+/// A port that is free and stays so while nobody listens on it: Linux gives connections that go out other ones, so not
+/// even a peer that keeps dialling it can end up with it.
+pub fn lasting_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    const PORTS: std::ops::Range<u16> = 20_000..32_000;
+    // Test processes beside this one begin elsewhere.
+    let offset = std::process::id() as u16 % PORTS.len() as u16;
+    for _ in PORTS {
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let port = PORTS.start + (offset + number) % PORTS.len() as u16;
+        if std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+    panic!("no port in {PORTS:?} is free");
 }
