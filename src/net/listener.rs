@@ -3,19 +3,37 @@
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
 /// Connections the kernel completes for us before we accept them. It cuts this to net.core.somaxconn.
 const BACKLOG: i32 = 4096;
 
+/// How long a port may still be another's, and how often that is looked at.
+const IN_USE_MAX: Duration = Duration::from_secs(2);
+const IN_USE_PAUSE: Duration = Duration::from_millis(50);
+
 /// A bound and listening socket, and the address it really has (the port may have been 0).
 ///
 /// All shards accept from the same socket, so a second process that asks for the port is refused by the kernel;
 /// with SO_REUSEPORT it would silently get a share of our peers.
+///
+/// A port that is in use is tried again for a moment: the kernel takes the sockets out of the ring of a process that was
+/// killed some time after the process is gone, and whoever supervises it starts the next one at once.
 pub fn bind(address: SocketAddr) -> io::Result<(OwnedFd, SocketAddr)> {
-    let socket = bound(address)?;
-    socket.listen(BACKLOG)?;
+    let started = Instant::now();
+    let socket = loop {
+        // Two sockets may be bound to a port that nobody listens on, so only listening tells.
+        let listening = bound(address).and_then(|socket| socket.listen(BACKLOG).map(|()| socket));
+        match listening {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && started.elapsed() < IN_USE_MAX => {
+                thread::sleep(IN_USE_PAUSE);
+            }
+            other => break other?,
+        }
+    };
     let bound = socket
         .local_addr()?
         .as_socket()
