@@ -2,7 +2,7 @@
 //!
 //! Order at start: ports (so that a second node on the same ports fails before it touches anything), store and its
 //! proof, writer, control, shards, API threads, `Ready`; peers are dialled from then on. Order at the end: no new
-//! connections and packets, packets in flight end, goodbye to peers, shards, writer.
+//! connections, payments and packets, packets in flight and with them payments end, goodbye to peers, shards, writer.
 
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
@@ -15,7 +15,9 @@ use crossbeam::channel::{Receiver, Sender, bounded};
 use glommio::{LocalExecutorBuilder, Placement};
 
 use crate::api::{self, Api};
+use crate::client::spsp::SpspClient;
 use crate::config::{self, AccountName, Config};
+use crate::control::payments::Payments;
 use crate::control::{Control, Readiness, StartError};
 use crate::keys::Keys;
 use crate::logs;
@@ -72,6 +74,7 @@ pub struct Connector {
     pub http_address: SocketAddr,
     pub settlement_address: SocketAddr,
     control: Arc<Control>,
+    payments: Payments,
     shards: ShardsHandle,
     shard_threads: Vec<JoinHandle<()>>,
     writer: WriterHandle,
@@ -161,13 +164,20 @@ impl Connector {
         drop(shared);
         drop(http_listener);
 
-        start_api(&control, api_settings(config, keys, change_log_filter), &api_receiver)?;
+        let directions = Box::new(SpspClient::new(config.allows_private_urls()));
+        let payments = Payments::start(Arc::clone(&control), directions).map_err(ConnectorError::Thread)?;
+        let settings = api_settings(config, keys, change_log_filter);
+        start_api(
+            Api::new(Arc::clone(&control), payments.clone(), settings),
+            &api_receiver,
+        )?;
         start_lookups(&lookup_receiver)?;
         control.set_readiness(Readiness::Ready);
         Ok(Self {
             http_address,
             settlement_address,
             control,
+            payments,
             shards,
             shard_threads,
             writer,
@@ -181,7 +191,9 @@ impl Connector {
         self.control.set_readiness(Readiness::Stopping);
         self.shards.tell_all(|| Cold::Stop);
         let end = Instant::now() + STOP_MAX;
-        while !hurry() && Instant::now() < end && self.shards.unanswered().is_some_and(|unanswered| unanswered > 0) {
+        // A payment that does not end in time is ended at the next start, with what the book says of it.
+        let is_busy = || self.payments.begun() > 0 || self.shards.unanswered().is_some_and(|unanswered| unanswered > 0);
+        while !hurry() && Instant::now() < end && is_busy() {
             thread::sleep(STOP_ASK_AGAIN);
         }
         self.shards.tell_all(|| Cold::Exit);
@@ -313,12 +325,8 @@ fn api_settings(config: &Config, keys: &Keys, change_log_filter: logs::Change) -
     }
 }
 
-fn start_api(
-    control: &Arc<Control>,
-    settings: api::Settings,
-    requests: &Receiver<Pending>,
-) -> Result<(), ConnectorError> {
-    let api = Arc::new(Api::new(Arc::clone(control), settings));
+fn start_api(api: Api, requests: &Receiver<Pending>) -> Result<(), ConnectorError> {
+    let api = Arc::new(api);
     for number in 0..API_THREADS {
         let (api, requests) = (Arc::clone(&api), requests.clone());
         thread::Builder::new()

@@ -49,7 +49,9 @@ const ROOMS: [&str; 17] = [
     "connector",
 ];
 /// The targets that lines name themselves, because what an operator looks for is spread over several rooms.
-const NAMED_TARGETS: [&str; 8] = ["api", "btp", "config", "http", "ledger", "net", "packets", "shard"];
+const NAMED_TARGETS: [&str; 9] = [
+    "api", "btp", "config", "http", "ledger", "net", "packets", "payments", "shard",
+];
 
 /// Which lines are written: one level per target, and one for all others.
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -55,6 +55,8 @@ paths! {
     Resource::Account(_) => ["/accounts/{username}"],
     Resource::Settings(_) => ["/accounts/{username}/settings"],
     Resource::Balance(_) => ["/accounts/{username}/balance"],
+    Resource::Payments(_) => ["/accounts/{username}/payments"],
+    Resource::Quotes(_) => ["/accounts/{username}/quotes"],
     Resource::Spsp(_) => ["/accounts/{username}/spsp"],
     Resource::Pay => ["/.well-known/pay"],
     Resource::IncomingPayments(_) => ["/accounts/{username}/payments/incoming"],
@@ -337,6 +339,7 @@ fn schemathesis(node: &Node, role: Role) -> Answers {
         .env("PYTHONDONTWRITEBYTECODE", "1")
         .env("PYTHONHASHSEED", "0")
         .env("CLEARWAY_ROLE", name)
+        .env("CLEARWAY_NODE", &url)
         .env("CLEARWAY_PREPARE", prepare)
         .env("CLEARWAY_SPARES", spares.join(" "))
         .env("CLEARWAY_COPIES", node.data_dir())

@@ -25,8 +25,8 @@ use super::read_json;
 use super::stream::{Brackets, json_stream, write_json};
 use super::values::check_asset_code;
 
-/// The largest page of a list of accounts.
-const PAGE_MAX: usize = 1_000;
+/// The largest page of a list.
+pub(super) const PAGE_MAX: usize = 1_000;
 
 /// `POST /accounts`
 pub fn create(control: &Control, request: &ApiRequest, now: Timestamp) -> Result<ApiResponse, Problem> {
@@ -261,13 +261,13 @@ fn has_btp(account: &Account) -> bool {
 }
 
 /// The first value of a query parameter, decoded.
-fn parameter(query: &str, name: &str) -> Option<String> {
+pub(super) fn parameter(query: &str, name: &str) -> Option<String> {
     form_urlencoded::parse(query.as_bytes())
         .find(|(key, _)| key == name)
         .map(|(_, value)| value.into_owned())
 }
 
-fn bad_parameter(name: &str, rule: &str) -> Problem {
+pub(super) fn bad_parameter(name: &str, rule: &str) -> Problem {
     Problem::field(Kind::BadRequest, name, Fault::Invalid, rule)
 }
 
@@ -373,7 +373,7 @@ impl<'a> AccountAnswer<'a> {
     }
 }
 
-fn serialize_warnings<S: Serializer>(warnings: &[Warning], serializer: S) -> Result<S::Ok, S::Error> {
+pub(super) fn serialize_warnings<S: Serializer>(warnings: &[Warning], serializer: S) -> Result<S::Ok, S::Error> {
     #[derive(Serialize)]
     struct WarningAnswer<'a> {
         field: &'a str,

@@ -82,6 +82,22 @@ impl Gate {
         Ok((account.ok_or_else(not_found)?, caller))
     }
 
+    /// The account that the path names, for its holder alone: the operator does not spend a holder's money.
+    pub fn find_holder(
+        &self,
+        control: &Control,
+        request: &ApiRequest,
+        now_ms: u64,
+        username: &str,
+    ) -> Result<Arc<Account>, Problem> {
+        match self.find(control, request, now_ms, username)? {
+            (account, Caller::Holder) => Ok(account),
+            (_, Caller::Admin) => Err(Problem::unauthorized(
+                "only the holder of the account may make this call",
+            )),
+        }
+    }
+
     fn admit<T>(
         &self,
         request: &ApiRequest,

@@ -6,7 +6,8 @@
 //! HTTP's own framing to the shards, which hand over whole requests, and every effect to [`crate::control`].
 //!
 //! Always: a handler may wait (for the disk, for all shards, for packets in flight), so it runs on a thread of its own
-//! and never on a shard; a call that was refused has changed nothing; no answer and no log line holds a secret.
+//! and never on a shard; what takes longer is answered later and holds no thread ([`Answer`]); a call that was refused has
+//! changed nothing; no answer and no log line holds a secret.
 
 mod accounts;
 mod auth;
@@ -16,6 +17,7 @@ mod json;
 pub mod node;
 mod notifications;
 pub mod path;
+mod payments;
 mod problem;
 mod rates;
 mod routes;
@@ -26,6 +28,7 @@ mod values;
 #[cfg(test)]
 mod tests;
 
+use std::net::IpAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
@@ -33,6 +36,7 @@ use std::time::Instant;
 use crossbeam::channel::Receiver;
 
 use crate::control::Control;
+use crate::control::payments::Payments;
 use crate::logs;
 use crate::shard::clock;
 use crate::shard::control::{ApiRequest, ApiResponse, Pending, Piece};
@@ -63,6 +67,7 @@ pub struct Settings {
 /// The API of one node. Any number of threads may answer from it.
 pub struct Api {
     control: Arc<Control>,
+    payments: Payments,
     settings: Settings,
     gate: Gate,
     /// Of those who follow what accounts receive.
@@ -77,11 +82,9 @@ pub fn serve(api: &Api, requests: &Receiver<Pending>) {
         // Our own mistake in one call must not take the API away from all others.
         match pending {
             Pending::Call { request, respond } => {
-                let response = catch_unwind(AssertUnwindSafe(|| api.handle(&request)));
-                respond(response.unwrap_or_else(|_| {
-                    tracing::error!(target: "api", method = request.method, "a call failed in the program");
-                    Problem::new(Kind::Internal, "the call failed in the program").into_response(clock::wall())
-                }));
+                let responder = Responder::new(&request, respond);
+                // Its end answers the call, also when it is dropped on the way out of a panic.
+                let _ = catch_unwind(AssertUnwindSafe(|| api.handle(&request, responder)));
             }
             Pending::Piece { mut source, respond } => {
                 let made = catch_unwind(AssertUnwindSafe(|| source.next_piece()));
@@ -97,10 +100,55 @@ pub fn serve(api: &Api, requests: &Receiver<Pending>) {
     }
 }
 
+/// What becomes of a call.
+enum Answer {
+    Now(ApiResponse),
+    /// Somebody answers it when it is done, on another thread.
+    Later(Box<dyn FnOnce(Responder)>),
+}
+
+/// Answers one call, once, from any thread.
+struct Responder {
+    respond: Option<Box<dyn FnOnce(ApiResponse) + Send>>,
+    line: AccessLine,
+}
+
+impl Responder {
+    fn new(request: &ApiRequest, respond: Box<dyn FnOnce(ApiResponse) + Send>) -> Self {
+        Self {
+            respond: Some(respond),
+            line: AccessLine::new(request),
+        }
+    }
+
+    fn respond(mut self, response: ApiResponse) {
+        self.send(response);
+    }
+
+    fn send(&mut self, response: ApiResponse) {
+        if let Some(respond) = self.respond.take() {
+            self.line.log(response.status);
+            respond(response);
+        }
+    }
+}
+
+/// Nobody will answer any more: our own mistake, and the caller must not wait for ever.
+impl Drop for Responder {
+    fn drop(&mut self) {
+        if self.respond.is_some() {
+            tracing::error!(target: "api", method = self.line.method, "a call failed in the program");
+            let problem = Problem::new(Kind::Internal, "the call failed in the program");
+            self.send(problem.into_response(clock::wall()));
+        }
+    }
+}
+
 impl Api {
-    pub fn new(control: Arc<Control>, settings: Settings) -> Self {
+    pub fn new(control: Arc<Control>, payments: Payments, settings: Settings) -> Self {
         Self {
             control,
+            payments,
             gate: Gate::new(&settings.admin_auth_token),
             seats: Seats::default(),
             settings,
@@ -108,19 +156,19 @@ impl Api {
         }
     }
 
-    /// Answers one request. May wait as long as the slowest call may: half a minute.
-    pub fn handle(&self, request: &ApiRequest) -> ApiResponse {
+    /// Answers one request, or has it answered later. May wait as long as the slowest change may: half a minute.
+    fn handle(&self, request: &ApiRequest, responder: Responder) {
         let now = clock::wall();
         let now_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
-        let response = self
-            .answer(request, now, now_ms)
-            .unwrap_or_else(|problem| problem.into_response(now));
-        log_access(request, &response);
-        response
+        match self.answer(request, now, now_ms) {
+            Ok(Answer::Now(response)) => responder.respond(response),
+            Ok(Answer::Later(begin)) => begin(responder),
+            Err(problem) => responder.respond(problem.into_response(now)),
+        }
     }
 
     /// The same at a given time: of the wall, and monotonic in milliseconds.
-    fn answer(&self, request: &ApiRequest, now: Timestamp, now_ms: u64) -> Result<ApiResponse, Problem> {
+    fn answer(&self, request: &ApiRequest, now: Timestamp, now_ms: u64) -> Result<Answer, Problem> {
         let Some((resource, query)) = Resource::parse(&request.target) else {
             return Err(Problem::new(Kind::NotFound, "there is nothing under this path"));
         };
@@ -134,12 +182,12 @@ impl Api {
                 if matches!(resource, Resource::Spsp(_) | Resource::Pay) {
                     headers.extend(spsp::CORS_HEADERS.map(|(name, value)| (name, value.to_owned())));
                 }
-                return Ok(ApiResponse {
+                return Ok(Answer::Now(ApiResponse {
                     status: 204,
                     headers,
                     body: vec![].into(),
                     close: false,
-                });
+                }));
             }
             _ => None,
         };
@@ -152,7 +200,19 @@ impl Api {
             return Err(Problem::new(Kind::PayloadTooLarge, detail).closing());
         }
         let control = &self.control;
-        match (resource, method) {
+        let response = match (resource, method) {
+            (Resource::Payments(username), Method::Post) => {
+                let account = self.gate.find_holder(control, request, now_ms, &username)?;
+                return payments::pay(&self.payments, request, account);
+            }
+            (Resource::Quotes(username), _) => {
+                let account = self.gate.find_holder(control, request, now_ms, &username)?;
+                return payments::quote(&self.payments, request, account);
+            }
+            (Resource::Payments(username), _) => {
+                let (account, _) = self.gate.find(control, request, now_ms, &username)?;
+                payments::list(&self.payments, &account, query)
+            }
             (Resource::Node, _) => Ok(node::health(control)),
             (Resource::Description, _) => Ok(node::description()),
             (Resource::Spsp(username), _) => spsp::of_account(control, &self.settings.tokens, &username),
@@ -214,7 +274,8 @@ impl Api {
                     _ => Err(Problem::new(Kind::Internal, "this call is admitted and has no handler")),
                 }
             }
-        }
+        };
+        response.map(Answer::Now)
     }
 }
 
@@ -250,23 +311,43 @@ fn check_content_type(request: &ApiRequest) -> Result<(), Problem> {
     Ok(())
 }
 
-/// One line per call; the query stays out, because clients put secrets there.
-fn log_access(request: &ApiRequest, response: &ApiResponse) {
-    let header = |wanted: &str| {
-        let value = request
-            .headers
-            .iter()
-            .find(|(name, _)| name == wanted)
-            .map(|(_, value)| value.as_slice());
-        String::from_utf8_lossy(value.unwrap_or_default()).into_owned()
-    };
-    tracing::info!(
-        target: "api",
-        peer = %request.peer,
-        method = request.method,
-        path = request.target.split('?').next().unwrap_or_default(),
-        status = response.status,
-        referrer = header("referer"),
-        agent = header("user-agent"),
-    );
+/// One line per call, written when it is answered; the query stays out, because clients put secrets there.
+struct AccessLine {
+    peer: IpAddr,
+    method: String,
+    path: String,
+    referrer: String,
+    agent: String,
+}
+
+impl AccessLine {
+    fn new(request: &ApiRequest) -> Self {
+        let header = |wanted: &str| {
+            let value = request
+                .headers
+                .iter()
+                .find(|(name, _)| name == wanted)
+                .map(|(_, value)| value.as_slice());
+            String::from_utf8_lossy(value.unwrap_or_default()).into_owned()
+        };
+        Self {
+            peer: request.peer,
+            method: request.method.clone(),
+            path: request.target.split('?').next().unwrap_or_default().to_owned(),
+            referrer: header("referer"),
+            agent: header("user-agent"),
+        }
+    }
+
+    fn log(&self, status: u16) {
+        tracing::info!(
+            target: "api",
+            peer = %self.peer,
+            method = self.method,
+            path = self.path,
+            status,
+            referrer = self.referrer,
+            agent = self.agent,
+        );
+    }
 }

@@ -22,6 +22,10 @@ pub enum Resource {
     Settings(String),
     /// `/accounts/:username/balance`
     Balance(String),
+    /// `/accounts/:username/payments`
+    Payments(String),
+    /// `/accounts/:username/quotes`
+    Quotes(String),
     /// `/accounts/:username/spsp`
     Spsp(String),
     /// `/accounts/:username/payments/incoming`
@@ -81,6 +85,8 @@ impl Resource {
             ["accounts", username] => Self::Account(username.to_owned()),
             ["accounts", username, "settings"] => Self::Settings(username.to_owned()),
             ["accounts", username, "balance"] => Self::Balance(username.to_owned()),
+            ["accounts", username, "payments"] => Self::Payments(username.to_owned()),
+            ["accounts", username, "quotes"] => Self::Quotes(username.to_owned()),
             ["accounts", username, "spsp"] => Self::Spsp(username.to_owned()),
             ["accounts", username, "payments", "incoming"] => Self::IncomingPayments(username.to_owned()),
             ["payments", "incoming"] => Self::AllIncomingPayments,
@@ -103,7 +109,7 @@ impl Resource {
 
     pub fn methods(&self) -> &'static [Method] {
         match self {
-            Self::Accounts => &[Method::Get, Method::Post],
+            Self::Accounts | Self::Payments(_) => &[Method::Get, Method::Post],
             Self::Account(_) => &[Method::Get, Method::Put, Method::Delete],
             Self::Node
             | Self::Balance(_)
@@ -115,7 +121,7 @@ impl Resource {
             | Self::Routes
             | Self::Audit
             | Self::Description => &[Method::Get],
-            Self::Packets | Self::Backup => &[Method::Post],
+            Self::Packets | Self::Backup | Self::Quotes(_) => &[Method::Post],
             Self::Settings(_) | Self::StaticRoutes | Self::Engines | Self::LogLevel => &[Method::Put],
             Self::StaticRoute(_) => &[Method::Put, Method::Delete],
             Self::Rates => &[Method::Get, Method::Put],
@@ -198,6 +204,12 @@ mod tests {
             ("/routes/static/a/b", None),
             ("/rates", Some((Rates, ""))),
             ("/accounts/alice/settings", Some((Settings("alice".into()), ""))),
+            ("/accounts/alice/payments", Some((Payments("alice".into()), ""))),
+            (
+                "/accounts/alice/payments?limit=1",
+                Some((Payments("alice".into()), "limit=1")),
+            ),
+            ("/accounts/alice/quotes/", Some((Quotes("alice".into()), ""))),
             ("/accounts/alice/spsp", Some((Spsp("alice".into()), ""))),
             ("/.well-known/pay", Some((Pay, ""))),
             ("/settlement/engines", Some((Engines, ""))),
@@ -228,6 +240,8 @@ mod tests {
             ("/", "GET, HEAD, OPTIONS", BODY_BYTES_MAX),
             ("/accounts", "GET, HEAD, POST, OPTIONS", BODY_BYTES_MAX),
             ("/accounts/alice", "GET, HEAD, PUT, DELETE, OPTIONS", BODY_BYTES_MAX),
+            ("/accounts/alice/payments", "GET, HEAD, POST, OPTIONS", BODY_BYTES_MAX),
+            ("/accounts/alice/quotes", "POST, OPTIONS", BODY_BYTES_MAX),
             ("/ilp", "POST, OPTIONS", BODY_BYTES_MAX),
             ("/ledger/backup", "POST, OPTIONS", BODY_BYTES_MAX),
             ("/routes/static", "PUT, OPTIONS", MAP_BODY_BYTES_MAX),

@@ -5,11 +5,13 @@
 
 use serde::{Serialize, Serializer};
 
+use crate::control::payments::Reason;
 use crate::control::{BackupError, ControlError};
 use crate::shard::control::ApiResponse;
 use crate::wire::timestamp::Timestamp;
 
 use super::json::InvalidJson;
+use super::payments::PaymentAnswer;
 
 /// Every way to refuse a call.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -30,6 +32,12 @@ pub enum Kind {
     PacketsInFlight,
     DirectoryExists,
     BackupInProgress,
+    IdempotencyConflict,
+    InvalidReceiver,
+    ReceiverNotAllowed,
+    ReceiverUnreachable,
+    /// A payment did not complete.
+    Payment(Reason),
     PayloadTooLarge,
     UnsupportedMediaType,
     UpgradeRequired,
@@ -65,6 +73,12 @@ impl Kind {
             Self::PacketsInFlight => (409, "packets_in_flight", "Conflict", None),
             Self::DirectoryExists => (409, "directory_exists", EXISTS, None),
             Self::BackupInProgress => (409, "backup_in_progress", "Conflict", None),
+            Self::IdempotencyConflict => (409, "idempotency_conflict", "Idempotency Error", None),
+            Self::InvalidReceiver => (400, "invalid_receiver", "Bad Request", None),
+            Self::ReceiverNotAllowed => (400, "receiver_not_allowed", "Bad Request", None),
+            Self::ReceiverUnreachable => (502, "receiver_unreachable", "Payment Failed", None),
+            Self::Payment(Reason::Timeout) => (504, Reason::Timeout.as_str(), "Payment Failed", None),
+            Self::Payment(reason) => (502, reason.as_str(), "Payment Failed", None),
             Self::PayloadTooLarge => (413, "payload_too_large", "Payload Too Large", None),
             Self::UnsupportedMediaType => (415, "unsupported_media_type", "Unsupported Media Type", None),
             Self::UpgradeRequired => (426, "upgrade_required", "Upgrade Required", None),
@@ -104,6 +118,8 @@ pub struct Problem {
     headers: Vec<(&'static str, String)>,
     /// Further members, for callers that know another shape of error besides this one.
     members: Vec<(&'static str, &'static str)>,
+    /// How far the payment came that the call asked for.
+    payment: Option<Box<PaymentAnswer>>,
     close: bool,
 }
 
@@ -115,6 +131,7 @@ impl Problem {
             invalid_params: vec![],
             headers: vec![],
             members: vec![],
+            payment: None,
             close: false,
         }
     }
@@ -162,6 +179,11 @@ impl Problem {
         self
     }
 
+    pub fn with_payment(mut self, payment: PaymentAnswer) -> Self {
+        self.payment = Some(Box::new(payment));
+        self
+    }
+
     /// The connection is of no use after this answer.
     pub fn closing(mut self) -> Self {
         self.close = true;
@@ -182,6 +204,10 @@ impl Problem {
             invalid_params: &'a [InvalidParam],
             #[serde(flatten, serialize_with = "serialize_members")]
             members: &'a [(&'static str, &'static str)],
+            #[serde(skip_serializing_if = "Option::is_none")]
+            ilp_code: Option<&'a str>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            payment: Option<&'a PaymentAnswer>,
         }
         fn serialize_members<S: Serializer>(
             members: &&[(&'static str, &'static str)],
@@ -202,6 +228,8 @@ impl Problem {
             datetime: now.to_rfc3339(),
             invalid_params: &self.invalid_params,
             members: &self.members,
+            ilp_code: self.payment.as_ref().and_then(|payment| payment.ilp_code.as_deref()),
+            payment: self.payment.as_deref(),
         };
         let mut headers = vec![("content-type", "application/problem+json".to_owned())];
         headers.extend(self.headers);

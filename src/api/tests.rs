@@ -7,10 +7,13 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use crate::control::Readiness;
-use crate::control::fake::{FakeBook, Node};
+use crate::control::fake::{FakeBook, FakeDirections, Node, PaymentDone, payment_end};
 use crate::ledger::account::AccountId;
-use crate::shard::control::{AccountState, BodySource};
+use crate::shard::control::{AccountState, BodySource, PaymentEnd, PaymentOrder, RefusedHere};
+use crate::stream::ratio::Ratio;
+use crate::stream::sender::{Bounds, Failure, Quote};
 use crate::wire::base64;
+use crate::wire::error_code::ErrorCode;
 
 use super::*;
 
@@ -22,9 +25,20 @@ const ADMIN_VALUE: &str = "Bearer the admin token";
 /// `@name: value`.
 type Row<'a> = (&'a str, &'a str, &'a str, u16, &'a [&'a str]);
 
+impl Api {
+    /// Answers one request, and waits if that takes longer.
+    fn answered(&self, request: &ApiRequest) -> ApiResponse {
+        let (sender, answer) = crossbeam::channel::bounded(1);
+        let respond = move |response| sender.send(response).unwrap_or_default();
+        self.handle(request, Responder::new(request, Box::new(respond)));
+        answer.recv().expect("every call is answered")
+    }
+}
+
 struct Caller {
     api: Api,
     node: Node,
+    directions: Arc<FakeDirections>,
     calls: u32,
 }
 
@@ -51,9 +65,12 @@ impl Caller {
             }),
         };
         decide(&mut settings);
+        let directions = Arc::new(FakeDirections::default());
+        let payments = Payments::start(Arc::clone(&node.control), Box::new(Arc::clone(&directions))).unwrap();
         Self {
-            api: Api::new(Arc::clone(&node.control), settings),
+            api: Api::new(Arc::clone(&node.control), payments, settings),
             node,
+            directions,
             calls: 0,
         }
     }
@@ -80,7 +97,7 @@ impl Caller {
 
     fn call(&mut self, call: &str, caller: &str, body: &str) -> (u16, String, Vec<(&'static str, String)>) {
         let request = self.request(call, caller, body);
-        show(self.api.handle(&request))
+        show(self.api.answered(&request))
     }
 
     fn check(&mut self, rows: &[Row<'_>]) {
@@ -286,6 +303,9 @@ fn who_may_call() {
         ("DELETE /accounts/alice", "", 401, 401),
         ("GET /ledger/audit", "", 401, 401),
         ("POST /ledger/backup", r#"{"directory":"/copy"}"#, 401, 401),
+        ("POST /accounts/alice/payments", ZERO, 200, 401),
+        ("GET /accounts/alice/payments", "", 200, 401),
+        ("POST /accounts/alice/quotes", "{}", 400, 401),
         ("GET /", "", 200, 200),
         ("GET /rates", "", 200, 200),
         ("GET /routes", "", 200, 200),
@@ -362,7 +382,7 @@ fn who_may_call() {
     ]);
     let mut twice = caller.request("GET /accounts/alice", "admin", "");
     twice.headers.push(("authorization".to_owned(), ADMIN_VALUE.into()));
-    assert_eq!(caller.api.handle(&twice).status, 400, "two Authorization headers");
+    assert_eq!(caller.api.answered(&twice).status, 400, "two Authorization headers");
 }
 
 #[test]
@@ -372,7 +392,8 @@ fn guessing_is_slowed_down() {
         let mut request = caller.request("GET /accounts", value, "");
         request.peer = peer.parse().unwrap();
         match caller.api.answer(&request, Timestamp::default(), now_ms) {
-            Ok(response) => response.status,
+            Ok(Answer::Now(response)) => response.status,
+            Ok(Answer::Later(_)) => panic!("nothing that is tried here takes longer"),
             Err(problem) => {
                 let (status, _, headers) = show(problem.into_response(Timestamp::default()));
                 assert_eq!(status == 429, headers.contains(&("retry-after", "1".to_owned())));
@@ -460,15 +481,15 @@ fn paths_methods_and_bodies() {
     ] {
         let mut request = caller.request("PUT /rates", "admin", "{}");
         request.headers.push(("content-type".to_owned(), content_type.into()));
-        assert_eq!(caller.api.handle(&request).status, status, "{content_type}");
+        assert_eq!(caller.api.answered(&request).status, status, "{content_type}");
         // A name as text may have any type.
         request = caller.request("PUT /routes/static/g", "admin", "nobody");
         request.headers.push(("content-type".to_owned(), content_type.into()));
-        assert_eq!(caller.api.handle(&request).status, 404, "{content_type}");
+        assert_eq!(caller.api.answered(&request).status, 404, "{content_type}");
     }
     let request = caller.request("POST /accounts", "admin", &too_large);
     assert!(
-        caller.api.handle(&request).close,
+        caller.api.answered(&request).close,
         "what follows a body too large is not read"
     );
 }
@@ -1202,7 +1223,7 @@ fn a_name_is_given_once_however_many_ask() {
     let request = caller.request("POST /accounts", "admin", ALICE);
     let api = &caller.api;
     let statuses: Vec<u16> = std::thread::scope(|scope| {
-        let calls: Vec<_> = (0..8).map(|_| scope.spawn(|| api.handle(&request).status)).collect();
+        let calls: Vec<_> = (0..8).map(|_| scope.spawn(|| api.answered(&request).status)).collect();
         calls.into_iter().map(|call| call.join().unwrap()).collect()
     });
     assert_eq!(
@@ -1215,6 +1236,264 @@ fn a_name_is_given_once_however_many_ask() {
         7,
         "{statuses:?}"
     );
+}
+
+const ZERO: &str = r#"{"receiver":"$node.example/bob","source_amount":0}"#;
+
+/// A payment of so much to a receiver on the node of the fakes.
+fn to(receiver: &str, more: &str) -> String {
+    format!(r#"{{"receiver":"$node.example/{receiver}",{more}}}"#)
+}
+
+/// Alice and bob, and shards that end payments as the receiver's name says.
+fn payers() -> Caller {
+    let mut caller = Caller::new();
+    caller.check(&[
+        ("POST /accounts", "admin", ALICE, 200, &[]),
+        ("POST /accounts", "admin", BOB, 200, &[]),
+    ]);
+    caller.node.shards.set_payer(|order: PaymentOrder, done: PaymentDone| {
+        let name = order.destination.split('.').nth(2).unwrap_or_default().to_owned();
+        let failed = |failure| payment_end(Err(failure), 40, 39);
+        let refused = |reason| PaymentEnd {
+            refused_here: Some(reason),
+            ..payment_end(Err(Failure::Cancelled), 0, 0)
+        };
+        if order.is_quote && name == "bob" {
+            let ratio = |numerator, denominator| Ratio::new(numerator, denominator).unwrap();
+            let mut end = payment_end(Ok(()), 0, 0);
+            end.outcome.quote = Some(Quote {
+                bounds: Bounds {
+                    lower: ratio(1, 2),
+                    upper: ratio(51, 100),
+                },
+                rate_min: ratio(49, 100),
+                packet_amount_max: 1_000,
+                source_max: 100,
+                delivered_min: 49,
+                delivered: 50,
+            });
+            return done(end);
+        }
+        done(match &*name {
+            "bob" => payment_end(Ok(()), 100, 50),
+            "rejects" => failed(Failure::Rejected(ErrorCode::F02_UNREACHABLE)),
+            "norate" => refused(RefusedHere::NoRate),
+            "badrate" => failed(Failure::RateTooLow),
+            "dear" => failed(Failure::SourceTooSmall),
+            "cheat" => failed(Failure::ReceiverMisbehaved),
+            "closes" => failed(Failure::ClosedByReceiver),
+            "idle" => failed(Failure::Idle),
+            "late" => failed(Failure::TimedOut),
+            "endless" => failed(Failure::TooManyPackets),
+            "poor" => refused(RefusedHere::InsufficientBalance),
+            "stops" => refused(RefusedHere::NotReady),
+            "closing" => refused(RefusedHere::NoAccount),
+            // The shard is gone.
+            _ => return,
+        });
+    });
+    caller
+}
+
+#[test]
+fn payments() {
+    let mut caller = payers();
+    let alice = "Bearer alice:alice-pw";
+    let pay = "POST /accounts/alice/payments";
+    let hundred = |receiver: &str| to(receiver, r#""source_amount":"100""#);
+    let with = |more: &str| to("bob", more);
+    caller.check(&[
+        (pay, "-", &hundred("bob"), 401, &[]),
+        (pay, "admin", &hundred("bob"), 401, &["only the holder"]),
+        (pay, "Bearer bob:bob:pw", &hundred("bob"), 401, &[]),
+        ("POST /accounts/nobody/payments", alice, &hundred("bob"), 401, &[]),
+        ("PUT /accounts/alice/payments", alice, "", 405, &["@allow: GET, HEAD, POST, OPTIONS"]),
+        // Nothing is asked of anybody.
+        (pay, alice, ZERO, 200, &[
+            r#"{"from":"example.hub.alice","to":null,"sent_amount":0,"sent_asset_scale":9,"sent_asset_code":"ABC","#,
+            r#""source_amount":0,"in_flight_amount":0,"delivered_amount":0,"delivered_asset_scale":null,"#,
+            r#""destination_asset_code":null,"id":null,"state":"completed""#,
+        ]),
+        (pay, alice, &with(r#""destination_amount":0"#), 200, &[r#""sent_amount":0"#]),
+        (pay, alice, &hundred("bob"), 200, &[
+            r#"{"from":"example.hub.alice","to":"example.node.bob.token","sent_amount":100,"sent_asset_scale":9,"sent_asset_code":"ABC","source_asset_scale":9,"source_asset_code":"ABC","source_amount":100,"in_flight_amount":0,"delivered_amount":50,"delivered_asset_scale":2,"delivered_asset_code":"XYZ","destination_asset_scale":2,"destination_asset_code":"XYZ","id":""#,
+            r#""state":"completed","receiver":"$node.example/bob","destination_amount":null,"slippage":"0.015","#,
+            r#""packets":3,"code":null,"detail":null,"ilp_code":null"#,
+            "!warnings", "!nobody may ever see", "@content-type: application/json",
+        ]),
+        (pay, alice, &with(r#""destination_amount":50,"source_amount":100,"slippage":"2e-2","timeout_ms":"600000","colour":1"#), 200, &[
+            r#""destination_amount":50,"slippage":"0.02","timeout_ms":600000"#,
+            r#""warnings":[{"field":"colour","message":"is not known and was ignored"}]"#,
+        ]),
+        // Every fault at once.
+        (pay, alice, "{}", 400, &["json_data", "receiver is missing; source_amount is missing"]),
+        (pay, alice, "[]", 400, &["json_data"]),
+        (pay, alice, "", 400, &["json_eof"]),
+        (pay, alice, r#"{"receiver":7,"source_amount":-1,"slippage":1,"timeout_ms":0}"#, 400, &[
+            r#"[{"name":"receiver","type":"invalid"},{"name":"source_amount","type":"out_of_range"},{"name":"slippage","type":"out_of_range"},{"name":"timeout_ms","type":"out_of_range"}]"#,
+        ]),
+        (pay, alice, r#"{"receiver":"bob","source_amount":1.5}"#, 400, &["json_data", r#""name":"receiver""#, "source_amount"]),
+        (pay, alice, r#"{"receiver":"bob","source_amount":1}"#, 400, &["invalid_receiver", "payment pointer", r#""name":"receiver""#]),
+        (pay, alice, r#"{"receiver":"$a@b.example","source_amount":1}"#, 400, &["invalid_receiver", "password"]),
+        (pay, alice, r#"{"receiver":"$b.example/#x","source_amount":1}"#, 400, &["invalid_receiver", "fragment"]),
+        (pay, alice, &with(r#""source_amount":1,"slippage":-0.1"#), 400, &["slippage"]),
+        (pay, alice, &with(r#""source_amount":1,"slippage":"NaN""#), 400, &["slippage"]),
+        (pay, alice, &with(r#""source_amount":1,"slippage":0.99999999999999999999"#), 400, &["19 digits"]),
+        (pay, alice, &with(r#""source_amount":1,"slippage":0.9999999999999999999"#), 200, &[]),
+        (pay, alice, &with(r#""source_amount":1,"timeout_ms":600001"#), 400, &["from 1 to 600000"]),
+        // Nobody was paid.
+        (pay, alice, r#"{"receiver":"$other.example","source_amount":1}"#, 400, &[
+            "receiver_not_allowed", r#""payment":{"from":"example.hub.alice","to":null,"sent_amount":0,"#,
+        ]),
+        (pay, alice, &hundred("gone"), 502, &["receiver_unreachable", "nothing was sent", r#""id":null"#]),
+        // Ends of payments.
+        (pay, alice, &hundred("rejects"), 502, &[
+            r#""title":"Payment Failed","status":502,"code":"rejected","detail":"the path rejected a packet with F02 (Unreachable); 40 of 100 units of ABC at scale 9 were sent, 39 units of XYZ at scale 2 delivered""#,
+            r#""ilp_code":"F02","payment":{"from""#, r#""sent_amount":40,"#, r#""delivered_amount":39,"#,
+            "@content-type: application/problem+json",
+        ]),
+        (pay, alice, &hundred("norate"), 502, &["rate_unavailable"]),
+        (pay, alice, &hundred("badrate"), 502, &["rate_too_low", r#""state":"failed""#, "!invalid-params"]),
+        (pay, alice, &hundred("dear"), 502, &["source_amount_too_small"]),
+        (pay, alice, &hundred("cheat"), 502, &["receiver_misbehaved"]),
+        (pay, alice, &hundred("closes"), 502, &["closed_by_receiver"]),
+        (pay, alice, &hundred("idle"), 504, &[r#""code":"timeout""#, "for 30 s"]),
+        (pay, alice, &hundred("late"), 504, &[r#""code":"timeout""#]),
+        (pay, alice, &hundred("endless"), 502, &["too_many_packets"]),
+        (pay, alice, &hundred("poor"), 502, &["insufficient_balance", "nothing was sent"]),
+        (pay, alice, &hundred("stops"), 502, &[r#""code":"interrupted""#]),
+        (pay, alice, &hundred("closing"), 502, &[r#""code":"cancelled""#]),
+        (pay, alice, &hundred("vanishes"), 500, &["internal"]),
+        // The list.
+        ("GET /accounts/alice/payments?limit=2", "admin", "", 200, &[
+            r#"[{"from":"example.hub.alice","to":"example.node.vanishes.token","#, r#""state":"sending""#,
+            r#""receiver":"$node.example/closing""#, "!stops",
+        ]),
+        ("GET /accounts/bob/payments", "Bearer bob:bob:pw", "", 200, &["[]"]),
+        ("GET /accounts/alice/payments", "Bearer bob:bob:pw", "", 401, &[]),
+        ("GET /accounts/alice/payments?limit=0", alice, "", 400, &["from 1 to 1000"]),
+        ("GET /accounts/alice/payments?before=7", alice, "", 400, &["the id of a payment"]),
+        // Quotes.
+        ("POST /accounts/alice/quotes", "admin", &hundred("bob"), 401, &[]),
+        ("POST /accounts/alice/quotes", alice, &hundred("bob"), 200, &[
+            r#"{"from":"example.hub.alice","to":"example.node.bob.token","source_amount":100,"source_asset_scale":9,"source_asset_code":"ABC","delivered_amount":50,"min_delivered_amount":49,"destination_asset_scale":2,"destination_asset_code":"XYZ","rate":{"numerator":1,"denominator":2},"max_packet_amount":1000}"#,
+        ]),
+        ("POST /accounts/alice/quotes", alice, ZERO, 400, &["source_amount"]),
+        ("POST /accounts/alice/quotes", alice, &hundred("gone"), 502, &["receiver_unreachable"]),
+        ("POST /accounts/alice/quotes", alice, &hundred("rejects"), 502, &[r#""ilp_code":"F02""#]),
+    ]);
+    caller.node.control.set_readiness(Readiness::Stopping);
+    caller.check(&[(
+        pay,
+        alice,
+        &hundred("bob"),
+        503,
+        &["not_ready", "stopping", "@retry-after: 5"],
+    )]);
+    caller.node.control.set_readiness(Readiness::Ready);
+    caller.node.book.fail("the disk is full");
+    caller.check(&[(pay, alice, &hundred("bob"), 503, &["not_ready"])]);
+}
+
+#[test]
+fn payments_are_listed_in_pages() {
+    let mut caller = payers();
+    for amount in 1..=5 {
+        let body = to("bob", &format!(r#""source_amount":{amount}"#));
+        assert_eq!(
+            caller.call("POST /accounts/alice/payments", "Bearer alice-pw", &body).0,
+            200
+        );
+    }
+    let mut found = Vec::new();
+    let mut call = "GET /accounts/alice/payments?limit=2".to_owned();
+    loop {
+        let (status, answer, headers) = caller.call(&call, "Bearer alice-pw", "");
+        assert_eq!(status, 200, "{answer}");
+        let page: Vec<serde_json::Value> = serde_json::from_str(&answer).unwrap();
+        found.extend(page.iter().map(|payment| payment["source_amount"].as_u64().unwrap()));
+        let Some((_, link)) = headers.iter().find(|(name, _)| *name == "link") else {
+            break;
+        };
+        let target = link.strip_prefix('<').unwrap().strip_suffix(">; rel=\"next\"").unwrap();
+        call = format!("GET {target}");
+        assert!(found.len() < 6, "it ends");
+    }
+    assert_eq!(found, [5, 4, 3, 2, 1]);
+}
+
+#[test]
+fn one_key_is_one_payment() {
+    let mut caller = payers();
+    let paid = |caller: &Caller| caller.node.shards.take_published().matches("pay:").count();
+    let call = |caller: &mut Caller, key: &str, body: &str| {
+        let mut request = caller.request("POST /accounts/alice/payments", "Bearer alice-pw", body);
+        request.headers.push(("idempotency-key".to_owned(), key.into()));
+        let (status, answer, _) = show(caller.api.answered(&request));
+        (status, answer)
+    };
+    let hundred = |receiver: &str| to(receiver, r#""source_amount":100"#);
+    for (receiver, status) in [("bob", 200), ("rejects", 502), ("idle", 504)] {
+        let first = call(&mut caller, receiver, &hundred(receiver));
+        assert_eq!(first.0, status, "{first:?}");
+        let again = call(&mut caller, receiver, &hundred(receiver));
+        assert_eq!(again, first);
+        // Written in another way, it is the same request.
+        let same = to(receiver, r#""slippage":0.0150,"source_amount":"100","timeout_ms":null"#);
+        assert_eq!(call(&mut caller, receiver, &same), first);
+        assert_eq!(paid(&caller), 1);
+        let other = to(receiver, r#""source_amount":101"#);
+        let (status, answer) = call(&mut caller, receiver, &other);
+        assert!(status == 409 && answer.contains("Idempotency Error") && answer.contains("idempotency_conflict"));
+        assert_eq!(paid(&caller), 0);
+    }
+    // What was never begun may be tried again, and is another request's as well.
+    assert_eq!(call(&mut caller, "gone", &hundred("gone")).0, 502);
+    assert_eq!(call(&mut caller, "gone", &hundred("bob")).0, 200);
+    let long = "k".repeat(256);
+    for key in ["", "a b", "\u{e4}", &long] {
+        let (status, answer) = call(&mut caller, key, &hundred("bob"));
+        assert!(status == 400 && answer.contains("Idempotency-Key"), "{key}: {answer}");
+    }
+    // Another account may use the same key.
+    let mut request = caller.request("POST /accounts/bob/payments", "Bearer bob:bob:pw", &hundred("bob"));
+    request.headers.push(("idempotency-key".to_owned(), b"bob".to_vec()));
+    caller.node.shards.take_published();
+    assert_eq!(caller.api.answered(&request).status, 200);
+    assert_eq!(paid(&caller), 1);
+    assert!(!caller.directions.take_asked().is_empty());
+}
+
+#[test]
+fn who_asks_meanwhile_waits_for_the_same_payment() {
+    let mut caller = payers();
+    let (started, starts) = crossbeam::channel::unbounded();
+    caller.node.shards.set_payer(move |_, done| started.send(done).unwrap());
+    let (answered, answers) = crossbeam::channel::unbounded();
+    let body = to("bob", r#""source_amount":100"#);
+    for number in 0..8 {
+        let mut request = caller.request("POST /accounts/alice/payments", "Bearer alice-pw", &body);
+        request.headers.push(("idempotency-key".to_owned(), b"k".to_vec()));
+        if number == 7 {
+            request.body = to("bob", r#""source_amount":101"#).into();
+        }
+        let answered = answered.clone();
+        let respond = Box::new(move |response: ApiResponse| answered.send(show(response)).unwrap());
+        // Nothing waits here: the answers come later.
+        caller.api.handle(&request, Responder::new(&request, respond));
+    }
+    let (status, ..) = answers.recv().unwrap();
+    assert_eq!(status, 409, "another request with the key is refused at once");
+    let done = starts.recv().unwrap();
+    assert!(answers.is_empty());
+    done(payment_end(Ok(()), 100, 50));
+    let first = answers.recv().unwrap();
+    assert_eq!(first.0, 200);
+    for _ in 0..6 {
+        assert_eq!(answers.recv().unwrap(), first);
+    }
+    assert!(starts.is_empty(), "one payment");
 }
 
 #[test]
@@ -1613,7 +1892,7 @@ fn log_level_and_description() {
     ]);
     let mut request = caller.request("PUT /tracing-level", "admin", "");
     request.body = vec![0xff];
-    assert_eq!(caller.api.handle(&request).status, 400);
+    assert_eq!(caller.api.answered(&request).status, 400);
 }
 
 #[test]

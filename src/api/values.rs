@@ -27,7 +27,7 @@ pub fn refuse<T>(fault: Fault, rule: impl Into<String>) -> Result<T, Refusal> {
     Err((fault, rule.into()))
 }
 
-fn text(value: &Json) -> Result<&str, Refusal> {
+pub fn text(value: &Json) -> Result<&str, Refusal> {
     match value {
         Json::Text(text) => Ok(text),
         other => refuse(Fault::Invalid, format!("expected a text, found {}", other.kind())),

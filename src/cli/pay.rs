@@ -69,7 +69,8 @@ struct Outcome {
     sent_amount: u64,
     #[serde(default)]
     in_flight_amount: u64,
-    delivered_amount: u64,
+    /// Null: the node ended while it was paid, and nobody knows any more.
+    delivered_amount: Option<u64>,
     source_asset_code: Option<String>,
     source_asset_scale: Option<u8>,
     destination_asset_code: Option<String>,
@@ -152,7 +153,10 @@ impl Outcome {
             ("in flight", source(self.in_flight_amount)),
             (
                 "delivered",
-                amount(self.delivered_amount, destination, self.destination_asset_scale),
+                self.delivered_amount.map_or_else(
+                    || "not known".to_owned(),
+                    |units| amount(units, destination, self.destination_asset_scale),
+                ),
             ),
             ("to", self.to.as_deref().map_or_else(|| "-".to_owned(), plain)),
         ];

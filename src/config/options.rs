@@ -348,7 +348,6 @@ pub(super) const OPTIONS: &[OptionSpec] = &[
 /// Options that are checked and kept, and that this version does nothing with yet: a start that is given one says so.
 pub(super) const WITHOUT_EFFECT_YET: &[&str] = &[
     "settlement_api_token",
-    "allow_private_urls",
     "exchange_rate.provider",
     "exchange_rate.poll_interval",
     "exchange_rate.poll_failure_tolerance",

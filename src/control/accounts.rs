@@ -4,7 +4,8 @@
 //! node (a connection that does not come up) never undoes an account; it becomes a [`Warning`].
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use crate::ledger::account::{
     Account, AccountId, Asset, OrDefault, PackedLinks, ROUND_TRIP_TIME_MS_DEFAULT, RoutingRelation,
@@ -26,6 +27,10 @@ pub const CLOSE_WAIT: Duration = Duration::from_secs(30);
 /// How long a closed account may need until its last transfer is durable, when nothing was in flight before: some turns
 /// of a shard and a commit.
 const QUIET_WAIT: Duration = Duration::from_secs(1);
+/// How long the end of an account's last payment may need to be stored, when nothing of it is in flight any more: some
+/// commits. And how often that is looked at.
+const PAYMENT_END_WAIT: Duration = Duration::from_secs(2);
+const PAYMENT_END_ASK_AGAIN: Duration = Duration::from_millis(5);
 
 /// An account after a change, and what the caller should know.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -231,7 +236,13 @@ impl Control {
             id: account.id,
             write_off: force,
         });
-        let applied = self.bookkeeper.apply(mutations)?;
+        let end = Instant::now() + PAYMENT_END_WAIT;
+        let applied = loop {
+            match self.bookkeeper.apply(mutations.clone()) {
+                Err(StoreError::PaymentOpen) if Instant::now() < end => thread::sleep(PAYMENT_END_ASK_AGAIN),
+                applied => break applied?,
+            }
+        };
         // Durable: nothing below can fail.
         let routes = {
             let mut state = self.write();

@@ -8,14 +8,19 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use crate::ledger::PaymentNumber;
 use crate::ledger::account::{AccountId, Asset};
 use crate::ledger::audit::{AssetAudit, Audit};
 use crate::shard::control::{
     AccountState, Change, PaymentEnd, PaymentOrder, QUESTIONS_MAX, RefusedHere, Shards, StillInFlight,
 };
-use crate::store::{Applied, Book, Mutation, StoreError};
-use crate::stream::sender::Outcome;
+use crate::store::{Applied, Book, Mutation, OpenPayment, PAYMENT_KEY_BYTES, StoreError, StoredPayment};
+use crate::stream::sender::{Amounts, Failure, Outcome};
+use url::Url;
 
+use crate::client::spsp::{Destination, QueryError};
+
+use super::payments::Directions;
 use super::{BackupError, Bookkeeper, Control, Readiness};
 
 #[derive(Default)]
@@ -33,6 +38,9 @@ struct Inner {
     node_address: Option<Box<str>>,
     positions: HashMap<usize, i128>,
     next_account_id: u32,
+    payments: BTreeMap<(AccountId, PaymentNumber), Box<[u8]>>,
+    payment_keys: HashMap<(AccountId, [u8; PAYMENT_KEY_BYTES]), PaymentNumber>,
+    open_payments: Vec<OpenPayment>,
     failure: Option<String>,
     commits: usize,
     copies: Vec<PathBuf>,
@@ -81,6 +89,8 @@ impl FakeBook {
         book.engines = inner.engines.clone();
         book.node_address = inner.node_address.clone();
         book.next_account_id = inner.next_account_id;
+        book.open_payments = inner.open_payments.clone();
+        book.last_payment = inner.payments.keys().map(|(_, number)| *number).max();
         book
     }
 }
@@ -126,7 +136,35 @@ impl Bookkeeper for FakeBook {
                 Mutation::PutRates(rates) => inner.rates = rates,
                 Mutation::PutEngines(engines) => inner.engines = engines,
                 Mutation::PutNodeAddress(address) => inner.node_address = Some(address),
-                Mutation::BeginPayment { .. } | Mutation::EndPayment { .. } | Mutation::ForgetPayments { .. } => {}
+                Mutation::BeginPayment {
+                    account,
+                    number,
+                    record,
+                    key,
+                } => {
+                    inner.payments.insert((account, number), record.clone());
+                    inner.payment_keys.extend(key.map(|key| ((account, key), number)));
+                    inner.open_payments.push(OpenPayment {
+                        account,
+                        number,
+                        sent: 0,
+                        record,
+                    });
+                }
+                Mutation::EndPayment {
+                    account,
+                    number,
+                    record,
+                } => {
+                    let known = inner.payments.insert((account, number), record);
+                    assert!(known.is_some(), "a payment that ends has begun");
+                    inner.open_payments.retain(|open| open.number != number);
+                }
+                Mutation::ForgetPayments { account, before } => {
+                    inner
+                        .payments
+                        .retain(|(owner, number), _| *owner != account || *number >= before);
+                }
             }
         }
         inner.commits += 1;
@@ -168,15 +206,53 @@ impl Bookkeeper for FakeBook {
         Some(self.inner.lock().unwrap().accounts.get(&id)?.1)
     }
 
+    fn payments(
+        &self,
+        account: AccountId,
+        before: Option<PaymentNumber>,
+        limit: usize,
+    ) -> Result<Vec<StoredPayment>, StoreError> {
+        let inner = self.inner.lock().unwrap();
+        let payments = inner.payments.iter().rev();
+        let wanted =
+            payments.filter(|((owner, number), _)| *owner == account && before.is_none_or(|before| *number < before));
+        let stored = wanted.take(limit).map(|((_, number), record)| StoredPayment {
+            number: *number,
+            record: record.clone(),
+        });
+        Ok(stored.collect())
+    }
+
+    fn payment_by_key(
+        &self,
+        account: AccountId,
+        key: &[u8; PAYMENT_KEY_BYTES],
+    ) -> Result<Option<StoredPayment>, StoreError> {
+        let inner = self.inner.lock().unwrap();
+        let number = inner.payment_keys.get(&(account, *key));
+        Ok(number.and_then(|number| {
+            let record = inner.payments.get(&(account, *number))?.clone();
+            Some(StoredPayment {
+                number: *number,
+                record,
+            })
+        }))
+    }
+
     fn failure(&self) -> Option<String> {
         self.inner.lock().unwrap().failure.clone()
     }
 }
 
+/// Says how a payment ends, and when.
+pub(crate) type Payer = Box<dyn Fn(PaymentOrder, PaymentDone) + Send + Sync>;
+pub(crate) type PaymentDone = Box<dyn FnOnce(PaymentEnd) + Send>;
+
 #[derive(Default)]
 pub(crate) struct FakeShards {
     published: Mutex<Vec<String>>,
     states: Mutex<HashMap<AccountId, AccountState>>,
+    payer: Mutex<Option<Payer>>,
 }
 
 impl FakeShards {
@@ -187,6 +263,11 @@ impl FakeShards {
 
     pub(crate) fn set_state(&self, id: AccountId, state: AccountState) {
         self.states.lock().unwrap().insert(id, state);
+    }
+
+    /// From now on payments are made like this; without, there are none.
+    pub(crate) fn set_payer(&self, payer: impl Fn(PaymentOrder, PaymentDone) + Send + Sync + 'static) {
+        *self.payer.lock().unwrap() = Some(Box::new(payer));
     }
 
     fn state(&self, id: AccountId) -> AccountState {
@@ -222,6 +303,9 @@ impl Shards for FakeShards {
             .lock()
             .unwrap()
             .push(format!("pay:{}>{}", order.account, order.destination));
+        if let Some(payer) = &*self.payer.lock().unwrap() {
+            return payer(order, done);
+        }
         done(PaymentEnd {
             outcome: Outcome::not_begun(),
             refused_here: Some(RefusedHere::Busy),
@@ -230,6 +314,61 @@ impl Shards for FakeShards {
 
     fn wait_for_btp(&self, id: AccountId, _at_most: Duration) -> bool {
         self.state(id).btp_connected
+    }
+}
+
+/// The secret of all receivers: must be nowhere.
+pub(crate) const FAKE_SECRET: [u8; 32] = *b"nobody may ever see this secret!";
+
+/// Knows every receiver on `node.example` by the last part of its path, and one that cannot be reached.
+#[derive(Default)]
+pub(crate) struct FakeDirections {
+    asked: Mutex<Vec<String>>,
+}
+
+impl FakeDirections {
+    /// Who was asked for since the last call.
+    pub(crate) fn take_asked(&self) -> Vec<String> {
+        std::mem::take(&mut *self.asked.lock().unwrap())
+    }
+}
+
+impl Directions for Arc<FakeDirections> {
+    fn ask(&self, endpoint: &Url) -> Result<Destination, QueryError> {
+        self.asked.lock().unwrap().push(endpoint.to_string());
+        let name = endpoint.path().rsplit('/').next().unwrap_or_default();
+        match (endpoint.host_str(), name) {
+            (Some("node.example"), "gone") => Err(QueryError::Unreachable("the receiver's server is gone".into())),
+            (Some("node.example"), name) => Ok(Destination {
+                address: format!("example.node.{name}.token").into(),
+                shared_secret: FAKE_SECRET,
+            }),
+            _ => Err(QueryError::NotAllowed("this is no place to ask")),
+        }
+    }
+}
+
+/// The end of a payment that has sent and delivered so much.
+pub(crate) fn payment_end(result: Result<(), Failure>, sent: u64, delivered: u64) -> PaymentEnd {
+    PaymentEnd {
+        outcome: Outcome {
+            result,
+            amounts: Amounts {
+                source: sent,
+                fulfilled: sent,
+                in_flight: 0,
+                delivered,
+            },
+            asset: Some(crate::stream::sender::Asset {
+                code: "XYZ".into(),
+                scale: 2,
+            }),
+            quote: None,
+            receipt: None,
+            last_reject: None,
+            packets: 3,
+        },
+        refused_here: None,
     }
 }
 

@@ -3,7 +3,7 @@
 //!
 //! Owns the configuration between the HTTP API above and the store and the shards below. [`state`] is what stands,
 //! [`edit`] what a caller wants to be different; [`accounts`], [`routes`] and [`engines`] make the changes, [`list`] finds
-//! accounts.
+//! accounts, [`payments`] has payments made and remembers them.
 //! Leaves HTTP and JSON to `api`, the record on disk to `store`, and the money to the shards; of balances it only asks.
 //!
 //! Always: changes happen one at a time; what readers see is durable; a change that was refused has changed nothing.
@@ -13,6 +13,7 @@ pub mod accounts;
 pub mod edit;
 pub mod engines;
 pub mod list;
+pub mod payments;
 pub mod routes;
 mod state;
 
@@ -24,12 +25,14 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use crate::ledger::PaymentNumber;
 use crate::ledger::account::{Account, AccountId};
 use crate::ledger::audit::Audit;
 use crate::pipeline::rates::{Decimal, Rates};
 use crate::routing::table::{RouteChange, Step};
+use crate::shard::clock;
 use crate::shard::control::{AccountState, Change, Shards};
-use crate::store::{Applied, Book, Mutation, StoreError, WriterHandle};
+use crate::store::{Applied, Book, Mutation, PAYMENT_KEY_BYTES, StoreError, StoredPayment, WriterHandle};
 
 pub use crate::store::BackupError;
 use state::State;
@@ -47,6 +50,22 @@ pub trait Bookkeeper: Send + Sync {
 
     /// The durable balance of an account, in units of its asset; positive is what we owe the holder.
     fn booked(&self, id: AccountId) -> Option<i128>;
+
+    /// Payments of the account that are remembered, at most `limit`, the newest first, before the number `before` if
+    /// there is one.
+    fn payments(
+        &self,
+        account: AccountId,
+        before: Option<PaymentNumber>,
+        limit: usize,
+    ) -> Result<Vec<StoredPayment>, StoreError>;
+
+    /// The payment of the account that began with this key.
+    fn payment_by_key(
+        &self,
+        account: AccountId,
+        key: &[u8; PAYMENT_KEY_BYTES],
+    ) -> Result<Option<StoredPayment>, StoreError>;
 
     /// Why nothing can be committed any more, if so.
     fn failure(&self) -> Option<String>;
@@ -67,6 +86,23 @@ impl Bookkeeper for WriterHandle {
 
     fn booked(&self, id: AccountId) -> Option<i128> {
         self.booked(id)
+    }
+
+    fn payments(
+        &self,
+        account: AccountId,
+        before: Option<PaymentNumber>,
+        limit: usize,
+    ) -> Result<Vec<StoredPayment>, StoreError> {
+        self.reader()?.payments(account, before, limit)
+    }
+
+    fn payment_by_key(
+        &self,
+        account: AccountId,
+        key: &[u8; PAYMENT_KEY_BYTES],
+    ) -> Result<Option<StoredPayment>, StoreError> {
+        self.reader()?.payment_by_key(account, key)
     }
 
     fn failure(&self) -> Option<String> {
@@ -116,6 +152,7 @@ impl From<StoreError> for ControlError {
     fn from(error: StoreError) -> Self {
         match error {
             StoreError::BalanceNotZero { balance } => Self::BalanceNotZero { balance },
+            StoreError::PaymentOpen => Self::PacketsInFlight,
             StoreError::Failed(_) | StoreError::Stopped => Self::NotReady {
                 reason: error.to_string(),
             },
@@ -137,6 +174,8 @@ pub enum StartError {
         username: Box<str>,
         reason: ControlError,
     },
+    #[error("the stored payment {number} cannot be read: restore the store from a backup")]
+    Payment { number: u64 },
     #[error(transparent)]
     Store(#[from] StoreError),
 }
@@ -176,11 +215,13 @@ pub struct Control {
     bookkeeper: Arc<dyn Bookkeeper>,
     shards: Arc<dyn Shards>,
     readiness: AtomicU8,
+    /// The highest number that a payment had at start.
+    last_payment: Option<PaymentNumber>,
 }
 
 impl Control {
     /// Takes over what was read back at start. If the node's address is another one than last time, every generated
-    /// address follows it, in one commit. Talks to no shard: see [`Self::initial_changes`].
+    /// address follows it; payments that were open are ended; all in one commit. Talks to no shard: see [`Self::initial_changes`].
     pub fn start(
         node_address: Arc<str>,
         book: Book,
@@ -188,6 +229,7 @@ impl Control {
         shards: Arc<dyn Shards>,
     ) -> Result<Self, StartError> {
         let next_account_id = book.next_account_id;
+        let last_payment = book.last_payment;
         let (state, mutations) = Self::stand(node_address, book)?;
         if !mutations.is_empty() {
             bookkeeper.apply(mutations)?;
@@ -201,6 +243,7 @@ impl Control {
             bookkeeper,
             shards,
             readiness: AtomicU8::new(Readiness::Starting as u8),
+            last_payment,
         })
     }
 
@@ -224,6 +267,11 @@ impl Control {
         let mut mutations = Vec::new();
         if renamed {
             mutations.push(Mutation::PutNodeAddress((*node_address).into()));
+        }
+        let now_ms = clock::wall().as_millis();
+        for open in &book.open_payments {
+            let number = open.number.get();
+            mutations.push(payments::interrupt(open, now_ms).ok_or(StartError::Payment { number })?);
         }
         let mut state = State::new(Arc::clone(&node_address), book.assets, Arc::new(rates));
         let engines = book.engines.iter().map(|(code, url)| (code.clone(), (**url).into()));

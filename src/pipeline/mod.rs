@@ -195,6 +195,11 @@ impl Pipeline {
         }
     }
 
+    /// Whether the account of this shard takes no new packets.
+    pub fn is_closing(&self, id: AccountId) -> bool {
+        self.member(id).is_some_and(|member| member.closing)
+    }
+
     pub fn remove_account(&mut self, id: AccountId) {
         if self.owns(id)
             && let Some(place) = self.member_index_of(id).map(|index| &mut self.members[index])

@@ -88,6 +88,9 @@ impl Shard {
         let (Some(account), Some((Ok(source_address), Ok(destination)))) = (&account, addresses) else {
             return done(ended_at_once(RefusedHere::NoAccount));
         };
+        if self.pipeline.is_closing(order.account) {
+            return done(ended_at_once(RefusedHere::NoAccount));
+        }
         if self.stopping || self.pipeline.cannot_commit {
             return done(ended_at_once(RefusedHere::NotReady));
         }

@@ -107,9 +107,6 @@ pub enum Failure {
     /// A final code.
     #[error("a packet was rejected with {0}")]
     Rejected(ErrorCode),
-    /// The caller has no rate, or the receiver does not say what its asset is.
-    #[error("there is no rate for the pair of assets")]
-    RateUnavailable,
     /// Less arrives than is acceptable, or nothing but the remainder of a division.
     #[error("the rate of the path is below the minimum")]
     RateTooLow,
