@@ -1125,6 +1125,9 @@ mod tests {
     };
     use crate::wire::timestamp::Timestamp;
 
+    /// Nothing here is measured by the clock; this only ends a test that would hang.
+    const PATIENCE: Duration = Duration::from_secs(60);
+
     /// A node on the real writer over a disk in memory; its shards hand every payment to the test.
     struct Node {
         control: Arc<Control>,
@@ -1233,7 +1236,7 @@ mod tests {
         let disk = MemoryStore::default();
         let mut node = Node::start(&disk);
         let ended = node.pay(100, None);
-        let (order, done) = node.started.recv().unwrap();
+        let (order, done) = node.started.recv_timeout(PATIENCE).unwrap();
         let open = recover(&mut disk.clone()).unwrap().open_payments;
         assert_eq!(open.len(), 1, "it is in the store when the shard hears of it");
         let text = String::from_utf8_lossy(&open[0].record).into_owned();
@@ -1243,7 +1246,7 @@ mod tests {
         node.transfer(order.number, 100);
         assert!(ended.is_empty());
         done(payment_end(Ok(()), 100, 100));
-        let record = ended.recv().unwrap().unwrap();
+        let record = ended.recv_timeout(PATIENCE).unwrap().unwrap();
         assert_eq!(
             (record.state, record.sent, record.delivered),
             (State::Completed, 100, Some(100))
@@ -1258,11 +1261,11 @@ mod tests {
         let disk = MemoryStore::default();
         let mut node = Node::start(&disk);
         let waits = node.pay(100, Some("k"));
-        let (order, done) = node.started.recv().unwrap();
+        let (order, done) = node.started.recv_timeout(PATIENCE).unwrap();
         node.transfer(order.number, 30);
         node.transfer(order.number, 11);
         let unsent = node.pay(7, None);
-        let (_, unsent_done) = node.started.recv().unwrap();
+        let (_, unsent_done) = node.started.recv_timeout(PATIENCE).unwrap();
 
         let again = Node::start(&disk.restart());
         let records = again.records();
@@ -1277,18 +1280,21 @@ mod tests {
         );
         assert_eq!(again.writer.booked(again.alice.id), Some(-41));
         // The key finds it, and nothing is paid again.
-        let found = again.pay(100, Some("k")).recv().unwrap().unwrap();
+        let found = again.pay(100, Some("k")).recv_timeout(PATIENCE).unwrap().unwrap();
         assert_eq!(*found, records[1]);
         let detail = found.detail.as_deref().unwrap();
         assert!(
             detail.contains("41 of 100 units of ABC at scale 2 were sent"),
             "{detail}"
         );
-        assert_eq!(again.pay(99, Some("k")).recv().unwrap(), Err(Refused::KeyConflict));
+        assert_eq!(
+            again.pay(99, Some("k")).recv_timeout(PATIENCE).unwrap(),
+            Err(Refused::KeyConflict)
+        );
         assert!(again.started.is_empty());
         // The next payment has a higher number.
         let _next = again.pay(5, None);
-        let (next, _) = again.started.recv().unwrap();
+        let (next, _) = again.started.recv_timeout(PATIENCE).unwrap();
         assert!(next.number > order.number);
         drop((waits, done, unsent, unsent_done));
     }
@@ -1299,16 +1305,16 @@ mod tests {
             let disk = MemoryStore::default();
             let mut node = Node::start(&disk);
             let ended = node.pay(100, Some("k"));
-            let (order, done) = node.started.recv().unwrap();
+            let (order, done) = node.started.recv_timeout(PATIENCE).unwrap();
             node.transfer(order.number, 100);
             disk.crash_after(0, fault);
             done(payment_end(Ok(()), 100, 100));
-            let Err(Refused::Unstored(record)) = ended.recv().unwrap() else {
+            let Err(Refused::Unstored(record)) = ended.recv_timeout(PATIENCE).unwrap() else {
                 panic!("nobody knows what the next start will say");
             };
             assert_eq!(record.sent, 100);
             let again = Node::start(&disk.restart());
-            let found = again.pay(100, Some("k")).recv().unwrap().unwrap();
+            let found = again.pay(100, Some("k")).recv_timeout(PATIENCE).unwrap().unwrap();
             assert_eq!((found.state, found.sent), (state, 100));
             assert!(again.started.is_empty());
         }
@@ -1321,12 +1327,12 @@ mod tests {
         let ends: Vec<_> = (1..=1_000).map(|amount| node.pay(amount, None)).collect();
         let mut numbers = Vec::new();
         for _ in 0..1_000 {
-            let (order, done) = node.started.recv().unwrap();
+            let (order, done) = node.started.recv_timeout(PATIENCE).unwrap();
             numbers.push(order.number);
             done(payment_end(Ok(()), 0, 0));
         }
         for ended in ends {
-            assert_eq!(ended.recv().unwrap().unwrap().state, State::Completed);
+            assert_eq!(ended.recv_timeout(PATIENCE).unwrap().unwrap().state, State::Completed);
         }
         assert!(numbers.is_sorted_by(|a, b| a < b), "numbers ascend");
         assert_eq!(node.records().len(), 1_000);
@@ -1344,7 +1350,7 @@ mod tests {
         };
         let ended = node.pay(1, Some("k"));
         let waits = node.pay(1, Some("k"));
-        let (_, done) = node.started.recv().unwrap();
+        let (_, done) = node.started.recv_timeout(PATIENCE).unwrap();
         assert_eq!(node.payments.begun(), 1);
         // The shard has gone, and nobody will say how it ended; those who wait are not left waiting.
         drop(done);
@@ -1352,8 +1358,11 @@ mod tests {
         assert!(is_empty());
         // As many as there may be, and one more.
         node.payments.shared.open().count = OPEN_MAX;
-        assert_eq!(node.pay(2, None).recv().unwrap(), Err(Refused::Busy));
-        assert_eq!(node.pay(2, Some("m")).recv().unwrap(), Err(Refused::Busy));
+        assert_eq!(node.pay(2, None).recv_timeout(PATIENCE).unwrap(), Err(Refused::Busy));
+        assert_eq!(
+            node.pay(2, Some("m")).recv_timeout(PATIENCE).unwrap(),
+            Err(Refused::Busy)
+        );
         node.payments.shared.open().count = 0;
         assert!(is_empty());
     }
@@ -1363,14 +1372,17 @@ mod tests {
         let disk = MemoryStore::default();
         let node = Node::start(&disk);
         let kept = node.pay(1, None);
-        let (_, done) = node.started.recv().unwrap();
+        let (_, done) = node.started.recv_timeout(PATIENCE).unwrap();
         // Deleting waits for the payment; then whoever still knows the account is told that it is gone.
         let control = Arc::clone(&node.control);
         let deletes = thread::spawn(move || control.delete_account("alice", false));
         done(payment_end(Ok(()), 0, 0));
-        assert_eq!(kept.recv().unwrap().unwrap().state, State::Completed);
+        assert_eq!(kept.recv_timeout(PATIENCE).unwrap().unwrap().state, State::Completed);
         deletes.join().unwrap().unwrap();
-        assert_eq!(node.pay(2, None).recv().unwrap(), Err(Refused::AccountNotFound));
+        assert_eq!(
+            node.pay(2, None).recv_timeout(PATIENCE).unwrap(),
+            Err(Refused::AccountNotFound)
+        );
         assert_eq!(node.payments.shared.open().count, 0);
     }
 
