@@ -1,5 +1,6 @@
-//! Which peer leads where: every known route and the choice among them ([`table`]), and the table that packets are
-//! looked up in ([`forwarding`]).
+//! Which peer leads where: every known route and the choice among them ([`table`]), the table that packets are looked
+//! up in ([`forwarding`]), and the exchange of routes with neighbours ([`ccp`]).
 
+pub mod ccp;
 pub mod forwarding;
 pub mod table;

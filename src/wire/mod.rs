@@ -7,8 +7,10 @@
 pub mod address;
 pub mod base64;
 pub mod btp;
+pub mod ccp;
 pub mod error_code;
 pub mod http;
+pub mod ildcp;
 pub mod oer;
 pub mod packet;
 pub mod timestamp;
