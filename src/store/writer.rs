@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError, Wea
 use std::thread::{self, JoinHandle, Thread};
 use std::time::{Duration, Instant};
 
-use crossbeam::channel::{Receiver, Sender, bounded};
+use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use crossbeam::queue::ArrayQueue;
 use crossbeam::utils::CachePadded;
 
@@ -37,6 +37,9 @@ const REQUESTS_WAITING_MAX: usize = 64;
 /// How long a relaxed writer leaves the queues alone while it gathers a batch. Nobody waits for it, and in this time
 /// not even ten million packets a second fill a queue.
 const RELAXED_PAUSE: Duration = Duration::from_millis(5);
+
+/// How often a caller who waits for the writer looks whether it is still there.
+const LOOK_FOR_END_EVERY: Duration = Duration::from_millis(50);
 
 const INTERNAL_ERROR: &str = "an internal error, see the log";
 
@@ -156,8 +159,22 @@ impl WriterHandle {
         let sent = self.inner.requests.send(request);
         self.inner.thread.unpark();
         match sent {
-            Ok(()) => answer.recv().unwrap_or_else(|_| Err(self.closed())),
+            Ok(()) => self.await_answer(&answer),
             Err(_) => Err(self.closed()),
+        }
+    }
+
+    /// A request that comes in the moment in which the thread ends may stay in the queue, unanswered, for as long as
+    /// somebody could send another: so the answer is not waited for beyond the thread's end.
+    fn await_answer(&self, answer: &Receiver<Result<Applied, StoreError>>) -> Result<Applied, StoreError> {
+        loop {
+            // Read first: whatever was answered was answered before the end.
+            let ended = self.inner.shared.ended.load(Ordering::Acquire);
+            match answer.recv_timeout(LOOK_FOR_END_EVERY) {
+                Ok(applied) => return applied,
+                Err(RecvTimeoutError::Timeout) if !ended => {}
+                Err(_) => return Err(self.closed()),
+            }
         }
     }
 
@@ -264,6 +281,8 @@ struct Shared {
     /// A shard wants what it has pushed committed.
     asked: AtomicBool,
     stopping: AtomicBool,
+    /// The thread answers nothing any more.
+    ended: AtomicBool,
     failed: AtomicBool,
     failure: OnceLock<String>,
     counters: Counters,
@@ -354,6 +373,7 @@ impl Writer {
             sleeping: AtomicBool::new(false),
             asked: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
+            ended: AtomicBool::new(false),
             failed: AtomicBool::new(false),
             failure: OnceLock::new(),
             counters: Counters::default(),
@@ -532,6 +552,7 @@ impl Drop for Writer {
         if thread::panicking() {
             self.shared.fail(INTERNAL_ERROR.into());
         }
+        self.shared.ended.store(true, Ordering::Release);
     }
 }
 
