@@ -17,7 +17,7 @@ use support::packet::{Prepare, Reply};
 use support::party::{Party, Via};
 use support::random::Random;
 use support::rule::Rule;
-use support::{free_port, within};
+use support::{PATIENCE, free_port, within};
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
@@ -332,6 +332,10 @@ fn ilp_plugin_btp_pays_ilp_plugin_btp() {
         "ilp_over_btp_outgoing_token": "secret",
     });
     node.add_account("bob", &fields);
+    // On a busy machine the peer may be later than the call waits for it.
+    within(PATIENCE, "bob is connected", || {
+        (node.api().get("/accounts/bob")["links"]["btp"] == "connected").then_some(())
+    });
     let server = format!("btp+ws://alice:alice-btp@{}/ilp/btp", node.address());
     let mut dialling = Script::peer(&["btp-client", &server]);
     for (script, destination) in [(&mut dialling, "test.hub.bob"), (&mut dialled, "test.hub.alice.wallet")] {
