@@ -14,7 +14,9 @@ use crate::ledger::audit::{AssetAudit, Audit};
 use crate::shard::control::{
     AccountState, Change, PaymentEnd, PaymentOrder, QUESTIONS_MAX, RefusedHere, Shards, StillInFlight,
 };
-use crate::store::{Applied, Book, Mutation, OpenPayment, PAYMENT_KEY_BYTES, StoreError, StoredPayment};
+use crate::store::{
+    Applied, Book, Mutation, OpenPayment, PAYMENT_KEY_BYTES, RememberedPayments, StoreError, StoredPayment,
+};
 use crate::stream::sender::{Amounts, Failure, Outcome};
 use url::Url;
 
@@ -38,8 +40,7 @@ struct Inner {
     node_address: Option<Box<str>>,
     positions: HashMap<usize, i128>,
     next_account_id: u32,
-    payments: BTreeMap<(AccountId, PaymentNumber), Box<[u8]>>,
-    payment_keys: HashMap<(AccountId, [u8; PAYMENT_KEY_BYTES]), PaymentNumber>,
+    payments: RememberedPayments,
     open_payments: Vec<OpenPayment>,
     failure: Option<String>,
     commits: usize,
@@ -90,7 +91,7 @@ impl FakeBook {
         book.node_address = inner.node_address.clone();
         book.next_account_id = inner.next_account_id;
         book.open_payments = inner.open_payments.clone();
-        book.last_payment = inner.payments.keys().map(|(_, number)| *number).max();
+        book.last_payment = inner.payments.last();
         book
     }
 }
@@ -110,6 +111,7 @@ impl Bookkeeper for FakeBook {
                 }
             }
         }
+        inner.payments.commit(&mutations);
         for mutation in mutations {
             match mutation {
                 Mutation::PutAsset(id, asset) => {
@@ -140,31 +142,15 @@ impl Bookkeeper for FakeBook {
                     account,
                     number,
                     record,
-                    key,
-                } => {
-                    inner.payments.insert((account, number), record.clone());
-                    inner.payment_keys.extend(key.map(|key| ((account, key), number)));
-                    inner.open_payments.push(OpenPayment {
-                        account,
-                        number,
-                        sent: 0,
-                        record,
-                    });
-                }
-                Mutation::EndPayment {
+                    ..
+                } => inner.open_payments.push(OpenPayment {
                     account,
                     number,
+                    sent: 0,
                     record,
-                } => {
-                    let known = inner.payments.insert((account, number), record);
-                    assert!(known.is_some(), "a payment that ends has begun");
-                    inner.open_payments.retain(|open| open.number != number);
-                }
-                Mutation::ForgetPayments { account, before } => {
-                    inner
-                        .payments
-                        .retain(|(owner, number), _| *owner != account || *number >= before);
-                }
+                }),
+                Mutation::EndPayment { number, .. } => inner.open_payments.retain(|open| open.number != number),
+                Mutation::ForgetPayments { .. } => {}
             }
         }
         inner.commits += 1;
@@ -212,15 +198,7 @@ impl Bookkeeper for FakeBook {
         before: Option<PaymentNumber>,
         limit: usize,
     ) -> Result<Vec<StoredPayment>, StoreError> {
-        let inner = self.inner.lock().unwrap();
-        let payments = inner.payments.iter().rev();
-        let wanted =
-            payments.filter(|((owner, number), _)| *owner == account && before.is_none_or(|before| *number < before));
-        let stored = wanted.take(limit).map(|((_, number), record)| StoredPayment {
-            number: *number,
-            record: record.clone(),
-        });
-        Ok(stored.collect())
+        Ok(self.inner.lock().unwrap().payments.list(account, before, limit))
     }
 
     fn payment_by_key(
@@ -228,15 +206,7 @@ impl Bookkeeper for FakeBook {
         account: AccountId,
         key: &[u8; PAYMENT_KEY_BYTES],
     ) -> Result<Option<StoredPayment>, StoreError> {
-        let inner = self.inner.lock().unwrap();
-        let number = inner.payment_keys.get(&(account, *key));
-        Ok(number.and_then(|number| {
-            let record = inner.payments.get(&(account, *number))?.clone();
-            Some(StoredPayment {
-                number: *number,
-                record,
-            })
-        }))
+        Ok(self.inner.lock().unwrap().payments.find_by_key(account, key))
     }
 
     fn failure(&self) -> Option<String> {

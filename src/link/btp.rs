@@ -280,6 +280,7 @@ impl BtpLink {
 mod tests {
     use super::*;
     use crate::wire::btp::Frame;
+    use crate::wire::hex;
     use crate::wire::packet::PrepareBuilder;
     use proptest::prelude::*;
     use tungstenite::protocol::{Role as OracleRole, WebSocket, WebSocketConfig};
@@ -288,13 +289,6 @@ mod tests {
 
     const FULFILL: &[u8] = &[0x0d, 0x21, 0x66, 0x66, 0x66, 0x66];
     const REJECT: &[u8] = &[0x0e, 0x08];
-
-    fn hex(text: &str) -> Vec<u8> {
-        (0..text.len())
-            .step_by(2)
-            .map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap())
-            .collect()
-    }
 
     /// What an event says, without its borrow.
     #[derive(Debug, Clone, PartialEq, Eq)]

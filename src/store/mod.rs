@@ -366,17 +366,23 @@ pub struct MemoryStore {
 #[derive(Default)]
 struct MemoryDisk {
     book: Book,
-    payments: BTreeMap<(AccountId, PaymentNumber), Box<[u8]>>,
-    payment_keys: BTreeMap<(AccountId, [u8; PAYMENT_KEY_BYTES]), PaymentNumber>,
+    payments: RememberedPayments,
     commits: u64,
     /// From this many commits on, every further one meets the fault.
     fault: Option<(u64, Fault)>,
 }
 
-impl MemoryDisk {
-    /// What a batch means for the payments that are remembered.
-    fn commit_payments(&mut self, batch: &Batch) {
-        for mutation in &batch.mutations {
+/// The payments that are remembered by a store in memory.
+#[derive(Clone, Default)]
+pub(crate) struct RememberedPayments {
+    records: BTreeMap<(AccountId, PaymentNumber), Box<[u8]>>,
+    keys: BTreeMap<(AccountId, [u8; PAYMENT_KEY_BYTES]), PaymentNumber>,
+}
+
+impl RememberedPayments {
+    /// What mutations mean for them.
+    pub(crate) fn commit(&mut self, mutations: &[Mutation]) {
+        for mutation in mutations {
             match mutation {
                 Mutation::BeginPayment {
                     account,
@@ -384,27 +390,57 @@ impl MemoryDisk {
                     record,
                     key,
                 } => {
-                    self.payments.insert((*account, *number), record.clone());
-                    self.payment_keys.extend(key.map(|key| ((*account, key), *number)));
+                    self.records.insert((*account, *number), record.clone());
+                    self.keys.extend(key.map(|key| ((*account, key), *number)));
                 }
                 Mutation::EndPayment {
                     account,
                     number,
                     record,
                 } => {
-                    self.payments.insert((*account, *number), record.clone());
+                    let known = self.records.insert((*account, *number), record.clone());
+                    assert!(known.is_some(), "a payment that ends has begun");
                 }
                 Mutation::ForgetPayments { account, before } => {
-                    self.payments
+                    self.records
                         .retain(|(owner, number), _| owner != account || number >= before);
                 }
-                Mutation::DeleteAccount { id, .. } => self.payments.retain(|(owner, _), _| owner != id),
+                Mutation::DeleteAccount { id, .. } => self.records.retain(|(owner, _), _| owner != id),
                 _ => {}
             }
         }
-        let payments = &self.payments;
-        self.payment_keys
-            .retain(|(owner, _), number| payments.contains_key(&(*owner, *number)));
+        let records = &self.records;
+        self.keys
+            .retain(|(owner, _), number| records.contains_key(&(*owner, *number)));
+    }
+
+    /// See [`Reader::payment`].
+    pub(crate) fn find(&self, account: AccountId, number: PaymentNumber) -> Option<StoredPayment> {
+        let record = self.records.get(&(account, number))?.clone();
+        Some(StoredPayment { number, record })
+    }
+
+    /// See [`Reader::payments`].
+    pub(crate) fn list(&self, account: AccountId, before: Option<PaymentNumber>, limit: usize) -> Vec<StoredPayment> {
+        let newest_first = self.records.iter().rev();
+        let wanted = newest_first
+            .filter(|((owner, number), _)| *owner == account && before.is_none_or(|before| *number < before));
+        let stored = wanted.take(limit).map(|((_, number), record)| StoredPayment {
+            number: *number,
+            record: record.clone(),
+        });
+        stored.collect()
+    }
+
+    /// See [`Reader::payment_by_key`].
+    pub(crate) fn find_by_key(&self, account: AccountId, key: &[u8; PAYMENT_KEY_BYTES]) -> Option<StoredPayment> {
+        self.find(account, *self.keys.get(&(account, *key))?)
+    }
+
+    /// The highest number among them.
+    #[cfg(test)]
+    pub(crate) fn last(&self) -> Option<PaymentNumber> {
+        self.records.keys().map(|(_, number)| *number).max()
     }
 }
 
@@ -431,7 +467,6 @@ impl MemoryStore {
         let left = MemoryDisk {
             book: disk.book.clone(),
             payments: disk.payments.clone(),
-            payment_keys: disk.payment_keys.clone(),
             ..MemoryDisk::default()
         };
         Self {
@@ -461,7 +496,7 @@ impl Store for MemoryStore {
             .filter(|(after, _)| disk.commits >= *after)
             .map(|(_, fault)| fault);
         if fault != Some(Fault::Lost) {
-            disk.commit_payments(batch);
+            disk.payments.commit(&batch.mutations);
             disk.book.commit(batch);
             disk.commits += 1;
         }
@@ -486,8 +521,7 @@ impl Reader for MemoryStore {
     }
 
     fn payment(&self, account: AccountId, number: PaymentNumber) -> Result<Option<StoredPayment>, StoreError> {
-        let record = self.disk().payments.get(&(account, number)).cloned();
-        Ok(record.map(|record| StoredPayment { number, record }))
+        Ok(self.disk().payments.find(account, number))
     }
 
     fn payments(
@@ -496,15 +530,7 @@ impl Reader for MemoryStore {
         before: Option<PaymentNumber>,
         limit: usize,
     ) -> Result<Vec<StoredPayment>, StoreError> {
-        let disk = self.disk();
-        let payments = disk.payments.iter().rev();
-        let wanted =
-            payments.filter(|((owner, number), _)| *owner == account && before.is_none_or(|before| *number < before));
-        let stored = wanted.take(limit).map(|((_, number), record)| StoredPayment {
-            number: *number,
-            record: record.clone(),
-        });
-        Ok(stored.collect())
+        Ok(self.disk().payments.list(account, before, limit))
     }
 
     fn payment_by_key(
@@ -512,8 +538,7 @@ impl Reader for MemoryStore {
         account: AccountId,
         key: &[u8; PAYMENT_KEY_BYTES],
     ) -> Result<Option<StoredPayment>, StoreError> {
-        let number = self.disk().payment_keys.get(&(account, *key)).copied();
-        number.map_or(Ok(None), |number| self.payment(account, number))
+        Ok(self.disk().payments.find_by_key(account, key))
     }
 
     fn copy_to(&self, _directory: &Path) -> Result<Audit, BackupError> {

@@ -327,17 +327,11 @@ impl PacketBuilder<'_> {
 
 #[cfg(test)]
 mod tests {
+    use crate::wire::hex;
     use proptest::collection::vec;
     use proptest::prelude::*;
 
     use super::*;
-
-    fn hex(text: &str) -> Vec<u8> {
-        (0..text.len())
-            .step_by(2)
-            .map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap())
-            .collect()
-    }
 
     fn encoded(packet_type: PacketType, sequence: u64, prepare_amount: u64, frames: &[Frame<'_>]) -> Vec<u8> {
         let mut out = Vec::new();

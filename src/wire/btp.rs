@@ -333,14 +333,8 @@ fn write_frame_head(out: &mut Vec<u8>, kind: FrameKind, request_id: u32, body_le
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::hex;
     use proptest::prelude::*;
-
-    fn hex(text: &str) -> Vec<u8> {
-        (0..text.len())
-            .step_by(2)
-            .map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap())
-            .collect()
-    }
 
     /// (name, content type, data)
     type Entries = &'static [(&'static str, u8, &'static [u8])];

@@ -469,16 +469,9 @@ mod tests {
     use super::super::ildcp::check_request;
     use super::super::packet::{Fulfill, Prepare};
     use super::*;
+    use crate::wire::hex;
     use proptest::collection::vec;
     use proptest::prelude::*;
-
-    fn hex(text: &str) -> Vec<u8> {
-        assert!(text.len().is_multiple_of(2), "{text}");
-        (0..text.len())
-            .step_by(2)
-            .map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap())
-            .collect()
-    }
 
     fn show(texts: Texts<'_>) -> String {
         let texts: Vec<_> = texts.iter().map(|text| text.escape_ascii().to_string()).collect();

@@ -149,16 +149,9 @@ impl<'a> Answer<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::hex;
     use proptest::collection::vec;
     use proptest::prelude::*;
-
-    fn hex(text: &str) -> Vec<u8> {
-        assert!(text.len().is_multiple_of(2), "{text}");
-        (0..text.len())
-            .step_by(2)
-            .map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap())
-            .collect()
-    }
 
     const QUESTION: &str = "0c460000000000000000323031353036313630303031303030303066687aadf862bd776c8fc18b8e9f8e200\
         89714856ee233b3902a591d0d5f29250b706565722e636f6e66696700";

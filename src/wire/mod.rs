@@ -15,3 +15,13 @@ pub mod oer;
 pub mod packet;
 pub mod timestamp;
 pub mod websocket;
+
+/// The bytes that a test vector writes as hex digits.
+#[cfg(test)]
+pub(crate) fn hex(text: &str) -> Vec<u8> {
+    assert!(text.len().is_multiple_of(2), "{text}");
+    (0..text.len())
+        .step_by(2)
+        .map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap())
+        .collect()
+}

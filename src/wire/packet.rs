@@ -543,16 +543,9 @@ fn field_mut<const AT: usize, const N: usize>(fixed: &mut [u8; PREPARE_FIXED_BYT
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::hex;
     use proptest::collection::vec;
     use proptest::prelude::*;
-
-    fn hex(text: &str) -> Vec<u8> {
-        assert!(text.len().is_multiple_of(2), "{text}");
-        (0..text.len())
-            .step_by(2)
-            .map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap())
-            .collect()
-    }
 
     fn encoded(write: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
         let mut out = Vec::new();
