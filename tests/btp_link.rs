@@ -3,7 +3,6 @@
 
 mod support;
 
-use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -20,12 +19,6 @@ use support::{eventually, within};
 use tungstenite::Message;
 use tungstenite::protocol::frame::Frame as WebSocketFrame;
 use tungstenite::protocol::frame::coding::{Data, OpCode};
-
-const ANY_PORT: &str = "127.0.0.1:0";
-
-fn any_port() -> SocketAddr {
-    ANY_PORT.parse().expect("an address")
-}
 
 #[test]
 fn every_form_of_the_token_is_accepted_and_wrong_ones_are_f00() {
@@ -292,7 +285,7 @@ fn the_inverted_dialect_is_understood_in_both_roles() {
         Dialect::Inverted,
     )
     .expect("its login is as the RFC says");
-    let server = BtpServer::start_at(any_port(), "secret", Rule::fulfill(), Dialect::Inverted);
+    let server = BtpServer::start_at(support::free_address(), "secret", Rule::fulfill(), Dialect::Inverted);
     let fields = json!({"ilp_over_btp_url": server.url("btp+ws"), "ilp_over_btp_outgoing_token": "secret"});
     node.add_account("inverted_out", &fields);
     let plain = Party::simple(&node, "plain", Via::BtpToNode);

@@ -530,9 +530,7 @@ fn refusals_are_one_line_and_an_exit_code() {
     assert_eq!((refused.code, &problem["code"]), (Some(1), &json!("account_not_found")));
     assert!(refused.err.starts_with("clearway: 404"), "{refused:?}");
 
-    // A port that was free a moment ago.
-    let gone = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
-    let gone = gone.expect("a free port");
+    let gone = support::free_address();
     let refused = User::of(gone).run("rates list");
     assert_eq!(refused.code, Some(1));
     assert_eq!(

@@ -21,7 +21,7 @@ use support::party::{Party, Via};
 use support::random::Random;
 use support::rule::{Answer, Rule};
 use support::stream::{Invoice, Paid, Payer, ask, spsp_url};
-use support::{eventually, lasting_port, within};
+use support::{eventually, free_port, within};
 
 /// The largest packet of most payers, so that an amount says how many packets it takes.
 const PACKET_AMOUNT: u64 = 100;
@@ -206,7 +206,7 @@ fn a_payment_survives_the_death_of_a_node_on_its_way() {
             shards: 2,
             ilp_address: "test.two".to_owned(),
             // Its peers must find it again.
-            http_bind_address: format!("127.0.0.1:{}", lasting_port()),
+            http_bind_address: format!("127.0.0.1:{}", free_port()),
             ..Options::default()
         });
         let three = start("test.three");

@@ -5,9 +5,9 @@
 mod support;
 
 use serde_json::{Value, json};
+use support::free_port;
 use support::http::whole;
 use support::javascript::Script;
-use support::lasting_port;
 use support::node::{Node, Options, expect_balance};
 use support::stream::{Payer, ask, spsp_url};
 
@@ -24,7 +24,7 @@ enum Link {
 /// Makes the account and a script that holds it, linked.
 fn join(node: &Node, username: &str, link: Link, more: &Value) -> Script {
     let mut fields = more.clone();
-    let port = lasting_port().to_string();
+    let port = free_port().to_string();
     let mut script = match link {
         Link::Http => {
             fields["ilp_over_http_url"] = json!(format!("http://127.0.0.1:{port}/"));

@@ -510,12 +510,7 @@ struct ServerShared {
 impl BtpServer {
     /// Accepts clients that know `token`.
     pub fn start(token: &str, rule: Rule) -> Self {
-        Self::start_at(
-            "127.0.0.1:0".parse().expect("an address"),
-            token,
-            rule,
-            Dialect::Conformant,
-        )
+        Self::start_at(super::free_address(), token, rule, Dialect::Conformant)
     }
 
     pub fn start_at(address: SocketAddr, token: &str, rule: Rule, dialect: Dialect) -> Self {

@@ -27,7 +27,7 @@ struct Shared {
 
 impl HttpPeer {
     pub fn start(rule: Rule) -> Self {
-        Self::start_at("127.0.0.1:0".parse().expect("an address"), rule)
+        Self::start_at(super::free_address(), rule)
     }
 
     pub fn start_at(address: SocketAddr, rule: Rule) -> Self {

@@ -43,15 +43,14 @@ pub fn within<T>(limit: Duration, what: &str, mut check: impl FnMut() -> Option<
     }
 }
 
-/// A port that was free a moment ago.
-pub fn free_port() -> u16 {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
-    listener.local_addr().expect("a bound socket has an address").port()
+/// [`free_port`] of this machine.
+pub fn free_address() -> std::net::SocketAddr {
+    (std::net::Ipv4Addr::LOCALHOST, free_port()).into()
 }
 
 /// A port that is free and stays so while nobody listens on it: Linux gives connections that go out other ones, so not
 /// even a peer that keeps dialling it can end up with it.
-pub fn lasting_port() -> u16 {
+pub fn free_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     const PORTS: std::ops::Range<u16> = 20_000..32_000;
     // Test processes beside this one begin elsewhere.
@@ -59,7 +58,14 @@ pub fn lasting_port() -> u16 {
     for _ in PORTS {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let port = PORTS.start + (offset + number) % PORTS.len() as u16;
-        if std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() {
+        // Some servers listen on all addresses, of IPv6 too where there is any.
+        let free = ["127.0.0.1", "::"]
+            .iter()
+            .all(|host| match std::net::TcpListener::bind((*host, port)) {
+                Err(error) => error.kind() != std::io::ErrorKind::AddrInUse,
+                Ok(_) => true,
+            });
+        if free {
             return port;
         }
     }
