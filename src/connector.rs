@@ -17,6 +17,7 @@ use glommio::{LocalExecutorBuilder, Placement};
 use crate::api::{self, Api};
 use crate::client::spsp::SpspClient;
 use crate::config::{self, AccountName, Config};
+use crate::control::explain::PacketRules;
 use crate::control::payments::Payments;
 use crate::control::{Control, Readiness, StartError};
 use crate::keys::Keys;
@@ -320,6 +321,10 @@ fn api_settings(config: &Config, keys: &Keys, change_log_filter: logs::Change) -
             AccountName::Username(username) => username.clone(),
             AccountName::Id(id) => id.to_string().into(),
         }),
+        packet_rules: PacketRules {
+            reflect: config.reflect_payments,
+            echo: config.echo,
+        },
         tokens: TokenMaker::new(&keys.secret_seed),
         change_log_filter,
     }

@@ -413,6 +413,42 @@ fn routes_and_rates() {
         json!({"test.far-away": "bob", "test.hub.bob": "bob"})
     );
     assert_eq!(
+        user.run("routes list --detail").done(),
+        "PREFIX         USERNAME  ORIGIN   RELATION  HOPS  PATH  LINK  IN FORCE\n\
+         test.far-away  bob       static   -         -     -     up    yes\n\
+         test.hub.bob   bob       account  -         -     -     up    yes\n"
+    );
+    assert_eq!(
+        user.run("routes list --detail --json").json()[0]["candidates"],
+        json!([{"username": "bob", "origin": "static", "link": "up", "in_force": true}])
+    );
+    assert_eq!(
+        user.run("routes explain test.far-away.x --from bob").done(),
+        "destination  test.far-away.x\n\
+         from         bob\n\
+         outcome      refused: T01, no connection to the next hop\n\
+         next hop     bob\n\
+         because      test.far-away is the longest prefix that matches\n\
+         \u{20}            it leads to bob: a static route\n\
+         \u{20}            bob has no BTP connection at the moment\n\
+         prefix       test.far-away\n\
+         \n\
+         USERNAME  ORIGIN  RELATION  HOPS  PATH  LINK  WHY\n\
+         bob       static  -         -     -     up    in force\n"
+    );
+    assert_eq!(
+        user.run("routes explain test.hub").done(),
+        "destination  test.hub\n\
+         outcome      refused: F02, no such local address\n\
+         because      an echo request to the node's own address is answered by the node\n\
+         \u{20}            it is the node's own address, where nothing else is taken\n\
+         prefix       test.hub\n"
+    );
+    assert_eq!(
+        user.run("routes explain g.bob --json").json()["reasons"],
+        json!(["its scheme is not test, that of the node's own address test.hub"])
+    );
+    assert_eq!(
         user.run("routes delete test.far-away").done(),
         "test.far-away led to bob, and is removed\n"
     );
@@ -449,6 +485,8 @@ fn routes_and_rates() {
         ("rates replace", 2, "CODE=RATE|FILE"),
         ("routes set g.x nobody", 1, "404 Account Not Found"),
         ("routes delete g.x", 1, "404 Not Found"),
+        ("routes explain nowhere", 1, "destination: an address begins with"),
+        ("routes explain test.x --from nobody", 1, "404 Account Not Found"),
         ("routes replace ./missing.json", 2, "./missing.json: No such file"),
     ] {
         let refused = user.run(line);

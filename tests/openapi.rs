@@ -64,6 +64,7 @@ paths! {
     Resource::Packets => ["/ilp", "/accounts/{username}/ilp"],
     Resource::Btp => ["/ilp/btp", "/accounts/{username}/ilp/btp"],
     Resource::Routes => ["/routes"],
+    Resource::RouteExplanation => ["/routes/explain"],
     Resource::StaticRoutes => ["/routes/static"],
     Resource::StaticRoute(_) => ["/routes/static/{prefix}"],
     Resource::Rates => ["/rates"],

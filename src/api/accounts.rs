@@ -102,6 +102,7 @@ pub fn delete(control: &Control, username: &str, query: &str) -> Result<ApiRespo
     let removed_routes = deleted.removed_routes.iter().map(|prefix| &**prefix).collect();
     Ok(json_answer(&AccountAnswer {
         removed_routes: Some(removed_routes),
+        removed_learned_routes: (deleted.learned_routes > 0).then_some(deleted.learned_routes),
         written_off: force.then_some(deleted.written_off),
         links: LinksAnswer { http: None, btp: None },
         ..AccountAnswer::new(&deleted.account, false, control.engine_of(&deleted.account).as_deref())
@@ -304,6 +305,9 @@ struct AccountAnswer<'a> {
     /// Of a deleted account only.
     #[serde(skip_serializing_if = "Option::is_none")]
     removed_routes: Option<Vec<&'a str>>,
+    /// Of a deleted account that had told us routes: how many.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    removed_learned_routes: Option<usize>,
     /// Of an account deleted by force only. Units of its asset; positive is what we owed the holder.
     #[serde(skip_serializing_if = "Option::is_none")]
     written_off: Option<i128>,
@@ -368,6 +372,7 @@ impl<'a> AccountAnswer<'a> {
             created_at: Timestamp::from_millis(account.created_at_ms).to_rfc3339(),
             warnings: &[],
             removed_routes: None,
+            removed_learned_routes: None,
             written_off: None,
         }
     }

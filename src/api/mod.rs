@@ -36,6 +36,7 @@ use std::time::Instant;
 use crossbeam::channel::Receiver;
 
 use crate::control::Control;
+use crate::control::explain::PacketRules;
 use crate::control::payments::Payments;
 use crate::logs;
 use crate::shard::clock;
@@ -58,6 +59,8 @@ pub struct Settings {
     pub balance_format: BalanceFormat,
     /// User name or id of the account that is paid under the node's own name.
     pub default_spsp_account: Option<Box<str>>,
+    /// What explanations of routes go by.
+    pub packet_rules: PacketRules,
     /// Makes the addresses that payers are given.
     pub tokens: TokenMaker,
     /// Changes which log lines are written.
@@ -220,6 +223,10 @@ impl Api {
                 let default = self.settings.default_spsp_account.as_deref();
                 spsp::of_node(control, &self.settings.tokens, default)
             }
+            (Resource::Routes, _) if routes::asks_for_detail(query) => {
+                self.gate.admit_admin(request, now_ms)?;
+                routes::list_in_detail(control, query)
+            }
             (resource @ (Resource::Routes | Resource::Rates), Method::Get) => {
                 if !self.settings.open_reads {
                     self.gate.admit_admin_or_any_holder(control, request, now_ms)?;
@@ -262,6 +269,7 @@ impl Api {
                     (Resource::Accounts, _) => accounts::create(control, request, now),
                     (Resource::Account(username), Method::Put) => accounts::update(control, request, &username),
                     (Resource::Account(username), _) => accounts::delete(control, &username, query),
+                    (Resource::RouteExplanation, _) => routes::explain(control, self.settings.packet_rules, query),
                     (Resource::StaticRoutes, _) => routes::replace(control, request),
                     (Resource::StaticRoute(prefix), Method::Put) => routes::set(control, request, &prefix),
                     (Resource::StaticRoute(prefix), _) => routes::remove(control, &prefix),

@@ -40,6 +40,8 @@ pub enum Resource {
     Btp,
     /// `/routes`
     Routes,
+    /// `/routes/explain`
+    RouteExplanation,
     /// `/routes/static`
     StaticRoutes,
     /// `/routes/static/:prefix`
@@ -94,6 +96,7 @@ impl Resource {
             ["ilp"] | ["accounts", _, "ilp"] => Self::Packets,
             ["ilp", "btp"] | ["accounts", _, "ilp", "btp"] => Self::Btp,
             ["routes"] => Self::Routes,
+            ["routes", "explain"] => Self::RouteExplanation,
             ["routes", "static"] => Self::StaticRoutes,
             ["routes", "static", prefix] => Self::StaticRoute(prefix.to_owned()),
             ["rates"] => Self::Rates,
@@ -119,6 +122,7 @@ impl Resource {
             | Self::AllIncomingPayments
             | Self::Btp
             | Self::Routes
+            | Self::RouteExplanation
             | Self::Audit
             | Self::Description => &[Method::Get],
             Self::Packets | Self::Backup | Self::Quotes(_) => &[Method::Post],
@@ -195,6 +199,10 @@ mod tests {
             ("/ilp", Some((Packets, ""))),
             ("/ilp/btp", Some((Btp, ""))),
             ("/routes", Some((Routes, ""))),
+            (
+                "/routes/explain?destination=g.a",
+                Some((RouteExplanation, "destination=g.a")),
+            ),
             ("/routes/static", Some((StaticRoutes, ""))),
             ("/routes/static/", Some((StaticRoutes, ""))),
             (
@@ -244,6 +252,7 @@ mod tests {
             ("/accounts/alice/quotes", "POST, OPTIONS", BODY_BYTES_MAX),
             ("/ilp", "POST, OPTIONS", BODY_BYTES_MAX),
             ("/ledger/backup", "POST, OPTIONS", BODY_BYTES_MAX),
+            ("/routes/explain", "GET, HEAD, OPTIONS", BODY_BYTES_MAX),
             ("/routes/static", "PUT, OPTIONS", MAP_BODY_BYTES_MAX),
             ("/routes/static/g", "PUT, DELETE, OPTIONS", BODY_BYTES_MAX),
             ("/rates", "GET, HEAD, PUT, OPTIONS", MAP_BODY_BYTES_MAX),

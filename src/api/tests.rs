@@ -58,6 +58,10 @@ impl Caller {
             open_reads: true,
             balance_format: BalanceFormat::Integer,
             default_spsp_account: None,
+            packet_rules: PacketRules {
+                reflect: true,
+                echo: true,
+            },
             tokens: TokenMaker::new(&[9; 32]),
             change_log_filter: Arc::new(|text| match text {
                 "" => Err("it is empty".to_owned()),
@@ -1002,6 +1006,116 @@ fn routes() {
         ("PUT /routes/static", "admin", "{}", 200, &["{}"]),
         ("GET /routes", "-", "", 200, &[r#"{"example.hub.alice":"alice","example.hub.bob":"bob"}"#]),
     ]);
+}
+
+#[test]
+fn every_way_for_a_prefix_and_why_one_is_in_force() {
+    let mut caller = Caller::new();
+    let neighbour = |name: &str, relation: &str| {
+        format!(
+            r#"{{"username":"{name}","asset_code":"ABC","asset_scale":9,"ilp_address":"example.{name}",
+                "routing_relation":"{relation}","ilp_over_http_url":"http://127.0.0.1:9/"}}"#
+        )
+    };
+    let [child, peer, other] =
+        [("kid", "Child"), ("north", "Peer"), ("south", "Peer")].map(|(name, relation)| neighbour(name, relation));
+    caller.check(&[
+        ("POST /accounts", "admin", ALICE, 200, &[]),
+        ("POST /accounts", "admin", &child, 200, &[]),
+        ("POST /accounts", "admin", &peer, 200, &[]),
+        ("POST /accounts", "admin", &other, 200, &[]),
+        (
+            "PUT /routes/static",
+            "admin",
+            r#"{"example.far":"alice","example":"north"}"#,
+            200,
+            &[],
+        ),
+    ]);
+    caller.node.learn("example.far", "kid", 7);
+    caller.node.learn("example.far", "north", 3);
+    caller.node.learn("example.far", "south", 2);
+    caller.node.learn("example.further", "south", 1);
+    let detail = "GET /routes?detail=true";
+    let explain = "GET /routes/explain?destination=example.far.x&from=alice";
+    caller.check(&[
+        ("GET /routes", "-", "", 200, &[r#""example.far":"alice","example.further":"south""#]),
+        (detail, "-", "", 401, &[]),
+        (detail, "admin", "", 200, &[concat!(
+            r#"{"prefix":"example.far","candidates":[{"username":"alice","origin":"static","link":null,"in_force":true},"#,
+            r#"{"username":"kid","origin":"learned","routing_relation":"Child","hops":7,"link":"up","in_force":false},"#,
+            r#"{"username":"south","origin":"learned","routing_relation":"Peer","hops":2,"link":"up","in_force":false},"#,
+            r#"{"username":"north","origin":"learned","routing_relation":"Peer","hops":3,"link":"up","in_force":false}]}"#,
+        )]),
+        (explain, "admin", "", 200, &[
+            r#""outcome":"refused","next_hop":"alice","code":"T01","message":"no connection to the next hop""#,
+            r#""of 4 ways the one to alice is in force: a static route","alice has no link""#,
+            r#""behind":"a static route comes before all others""#,
+            r#""shorter":[{"prefix":"example","username":"north"}]"#,
+        ]),
+        ("DELETE /routes/static/example.far", "admin", "", 200, &[]),
+        (explain, "admin", "", 200, &[
+            r#""outcome":"forwarded","next_hop":"kid","code":null,"message":null"#,
+            r#""of 3 ways the one to kid is in force: a route of 7 hops, learned from a Child","it goes to kid over HTTP""#,
+            r#""behind":"a route learned from a Child comes before one from a Peer""#,
+        ]),
+    ]);
+    caller.node.set_link("kid", false);
+    caller.check(&[(
+        explain,
+        "admin",
+        "",
+        200,
+        &[
+            r#""next_hop":"south""#,
+            r#""behind":"fewer hops: 2 against 3"},{"username":"kid""#,
+            r#""link":"down","in_force":false,"behind":"its link is down""#,
+        ],
+    )]);
+    caller.node.set_link("north", false);
+    caller.node.set_link("south", false);
+    caller.check(&[
+        (
+            explain,
+            "admin",
+            "",
+            200,
+            &[
+                r#""outcome":"refused","next_hop":"kid","code":"T01","message":"the next hop could not be reached""#,
+                "the links of all of them are down",
+                "the last connection to the ilp_over_http_url of kid failed",
+            ],
+        ),
+        // What an account had told goes with it.
+        (
+            "DELETE /accounts/south",
+            "admin",
+            "",
+            200,
+            &[r#""removed_routes":[],"removed_learned_routes":2}"#],
+        ),
+        (detail, "admin", "", 200, &["!south", "!example.further"]),
+        ("DELETE /accounts/alice", "admin", "", 200, &[r#""removed_routes":[]}"#]),
+    ]);
+}
+
+#[test]
+fn details_of_many_routes_are_read_in_parts() {
+    let mut caller = Caller::new();
+    let peer = r#"{"username":"north","asset_code":"ABC","asset_scale":9,"routing_relation":"Peer"}"#;
+    caller.check(&[("POST /accounts", "admin", peer, 200, &[])]);
+    for number in 0..3_000 {
+        caller.node.learn(&format!("example.n{number}"), "north", 1);
+    }
+    let (status, answer, _) = caller.call("GET /routes?detail=true", "admin", "");
+    assert_eq!(status, 200);
+    let prefixes: Vec<serde_json::Value> = serde_json::from_str(&answer).unwrap();
+    let names: Vec<&str> = prefixes
+        .iter()
+        .map(|prefix| prefix["prefix"].as_str().unwrap())
+        .collect();
+    assert_eq!(names.len(), 3_001, "and its own");
+    assert!(names.is_sorted());
 }
 
 #[test]

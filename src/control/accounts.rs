@@ -45,6 +45,8 @@ pub struct Deleted {
     pub account: Arc<Account>,
     /// Fixed and default routes that led to it, by prefix; its own address not among them.
     pub removed_routes: Vec<Arc<str>>,
+    /// How many routes had been learned from it.
+    pub learned_routes: usize,
     /// What was booked to our own position: positive is what we owed the holder.
     pub written_off: i128,
 }
@@ -244,15 +246,17 @@ impl Control {
             }
         };
         // Durable: nothing below can fail.
-        let routes = {
+        let (routes, learned_routes) = {
             let mut state = self.write();
+            let learned_routes = state.routes.learned_from(account.id).count();
             let unfix = removed_routes.iter().map(|prefix| Step::Unfix {
                 prefix: Arc::clone(prefix),
             });
             let steps: Vec<_> = unfix.chain(State::unclaims_of(account)).collect();
-            let routes = state.routes.apply(steps);
+            let mut routes = state.routes.apply(steps);
+            routes.extend(state.routes.forget_account(account.id));
             state.remove_account(account);
-            routes
+            (routes, learned_routes)
         };
         // No packet finds the way to the account before the account goes.
         let mut published: Vec<Change> = as_changes(routes).collect();
@@ -265,6 +269,7 @@ impl Control {
         Ok(Deleted {
             account: Arc::clone(account),
             removed_routes,
+            learned_routes,
             written_off: applied.written_off,
         })
     }

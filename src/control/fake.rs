@@ -11,6 +11,7 @@ use std::time::Duration;
 use crate::ledger::PaymentNumber;
 use crate::ledger::account::{AccountId, Asset};
 use crate::ledger::audit::{AssetAudit, Audit};
+use crate::routing::table::Step;
 use crate::shard::control::{
     AccountState, Change, PaymentEnd, PaymentOrder, QUESTIONS_MAX, RefusedHere, Shards, StillInFlight,
 };
@@ -23,6 +24,7 @@ use url::Url;
 use crate::client::spsp::{Destination, QueryError};
 
 use super::payments::Directions;
+use super::state::State;
 use super::{BackupError, Bookkeeper, Control, Readiness};
 
 #[derive(Default)]
@@ -378,5 +380,28 @@ impl Node {
             book,
             shards,
         }
+    }
+
+    /// A neighbour has told a route.
+    pub(crate) fn learn(&self, prefix: &str, username: &str, hops: u8) {
+        let mut state = self.control.write();
+        let neighbour = Arc::clone(state.account(username).unwrap());
+        state.routes.apply([Step::Learn {
+            prefix: prefix.into(),
+            account: neighbour.id,
+            relation: neighbour.routing_relation,
+            hops,
+        }]);
+    }
+
+    /// The link of an account is up or down.
+    pub(crate) fn set_link(&self, username: &str, up: bool) {
+        let mut state = self.control.write();
+        let account = Arc::clone(state.account(username).unwrap());
+        let claims = State::claims_of(&account).filter_map(|step| match step {
+            Step::Claim { prefix, .. } => Some(prefix),
+            _ => None,
+        });
+        state.routes.set_link(account.id, up, claims);
     }
 }

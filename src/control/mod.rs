@@ -3,7 +3,7 @@
 //!
 //! Owns the configuration between the HTTP API above and the store and the shards below. [`state`] is what stands,
 //! [`edit`] what a caller wants to be different; [`accounts`], [`routes`] and [`engines`] make the changes, [`list`] finds
-//! accounts, [`payments`] has payments made and remembers them.
+//! accounts, [`explain`] says where a packet would go, [`payments`] has payments made and remembers them.
 //! Leaves HTTP and JSON to `api`, the record on disk to `store`, and the money to the shards; of balances it only asks.
 //!
 //! Always: changes happen one at a time; what readers see is durable; a change that was refused has changed nothing.
@@ -12,6 +12,7 @@
 pub mod accounts;
 pub mod edit;
 pub mod engines;
+pub mod explain;
 pub mod list;
 pub mod payments;
 pub mod routes;
@@ -418,12 +419,12 @@ fn rename(account: &Account, node_address: &Arc<str>) -> Result<Arc<Account>, St
 
 /// What shards have to be told about routes.
 fn as_changes(changes: Vec<RouteChange>) -> impl Iterator<Item = Change> {
-    changes
-        .into_iter()
-        .map(|RouteChange { prefix, next_hop }| match next_hop {
+    changes.into_iter().filter(|change| !change.same_next_hop).map(
+        |RouteChange { prefix, next_hop, .. }| match next_hop {
             Some(next_hop) => Change::SetRoute { prefix, next_hop },
             None => Change::RemoveRoute { prefix },
-        })
+        },
+    )
 }
 
 #[cfg(test)]

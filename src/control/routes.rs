@@ -1,15 +1,17 @@
-//! Fixed routes: what the operator says leads where.
+//! Routes: what the operator says leads where, and what there is.
 //!
-//! Owns replacing all of them and changing one. Which of several candidates wins is [`crate::routing::table`]'s.
+//! Owns replacing all fixed routes and changing one, and reading routes in parts. Which of several candidates wins is
+//! [`crate::routing::table`]'s.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::ledger::account::Account;
-use crate::routing::table::Step;
+use crate::ledger::account::{Account, AccountId};
+use crate::routing::table::{Candidate, Origin, Step};
 use crate::shard::control::Change;
 use crate::store::Mutation;
 
+use super::state::State;
 use super::{Changes, Control, ControlError, as_changes};
 
 /// Fixed routes a node may have. As many prefixes as the whole Internet has networks, at some 150 bytes each.
@@ -18,18 +20,89 @@ pub const STATIC_ROUTES_MAX: usize = 1_000_000;
 /// A prefix and the account it leads to.
 pub type Route = (Arc<str>, Arc<Account>);
 
+/// A way that packets may go.
+#[derive(Clone, Debug)]
+pub struct Way {
+    pub account: Arc<Account>,
+    pub candidate: Candidate,
+    /// The nodes that it leads over, the nearest first, if a neighbour has told them.
+    pub path: Option<Vec<String>>,
+}
+
+/// A prefix and every way for it, best first: the first is in force.
+pub type Ways = (Arc<str>, Vec<Way>);
+
+/// Whether the account can be reached at all.
+pub fn has_link(account: &Account) -> bool {
+    let links = &account.links;
+    let link = links.http_url().or(links.btp_url()).or(links.btp_incoming_token());
+    link.is_some()
+}
+
+impl State {
+    /// The account at the end of a route.
+    pub(super) fn next_hop(&self, id: AccountId) -> Arc<Account> {
+        Arc::clone(self.directory.get(id).expect("a route leads to an account"))
+    }
+
+    /// Without its path, which is not kept here.
+    pub(super) fn way(&self, candidate: Candidate) -> Way {
+        Way {
+            account: self.next_hop(candidate.account),
+            candidate,
+            path: None,
+        }
+    }
+}
+
 impl Control {
     /// The routes in force behind a prefix (`None`: from the first on), at most so many, in the order of the prefixes.
     /// Fewer: there are no more. Holds the readers' lock as long as it takes to find so many.
     pub fn routes_after(&self, prefix: Option<&str>, at_most: usize) -> Vec<Route> {
         let state = self.read();
-        let account = |id| Arc::clone(state.directory.get(id).expect("a route leads to an account"));
         state
             .routes
             .winners_after(prefix)
             .take(at_most)
-            .map(|(prefix, next_hop)| (Arc::clone(prefix), account(next_hop)))
+            .map(|(prefix, next_hop)| (Arc::clone(prefix), state.next_hop(next_hop)))
             .collect()
+    }
+
+    /// The prefixes behind one (`None`: from the first on) with every way for each, in the order of the prefixes: so many
+    /// ways, and those that the last of their prefixes has beside them. None: there are no more.
+    pub fn ways_after(&self, prefix: Option<&str>, at_most: usize) -> Vec<Ways> {
+        let mut found: Vec<Ways> = Vec::new();
+        {
+            let state = self.read();
+            let mut count = 0;
+            for (prefix, candidates) in state.routes.candidates_after(prefix) {
+                count += candidates.len();
+                let ways = candidates.into_iter().map(|candidate| state.way(candidate));
+                found.push((Arc::clone(prefix), ways.collect()));
+                if count >= at_most {
+                    break;
+                }
+            }
+        }
+        for (prefix, ways) in &mut found {
+            self.add_paths(prefix, ways);
+        }
+        found
+    }
+
+    /// Adds what neighbours have told about the ways for a prefix.
+    pub(super) fn add_paths(&self, prefix: &str, ways: &mut [Way]) {
+        for way in ways {
+            if let Origin::Learned { .. } = way.candidate.origin {
+                way.path = self.path_of(prefix, way.candidate.account);
+            }
+        }
+    }
+
+    /// The nodes that a neighbour says its route leads over, the nearest first.
+    // STAND-IN
+    pub fn path_of(&self, _prefix: &str, _account: AccountId) -> Option<Vec<String>> {
+        None
     }
 
     /// Replaces all fixed routes, or none if one of the names is unknown. Prefixes are normalized and differ.
@@ -93,8 +166,7 @@ impl Control {
         let _changes = self.begin()?;
         let account = {
             let state = self.read();
-            let next_hop = state.routes.fixed(&prefix).ok_or(ControlError::RouteNotFound)?;
-            Arc::clone(state.directory.get(next_hop).expect("a route leads to an account"))
+            state.next_hop(state.routes.fixed(&prefix).ok_or(ControlError::RouteNotFound)?)
         };
         self.change_routes(vec![Step::Unfix { prefix }])?;
         Ok(account)
@@ -113,7 +185,8 @@ impl Control {
             Step::Unfix { prefix } => Some(Mutation::RemoveStaticRoute {
                 prefix: Arc::clone(prefix),
             }),
-            Step::Claim { .. } | Step::Unclaim { .. } => None, // follow from the accounts, so they are not kept
+            // Follow from the accounts, or are kept with the neighbour that told them.
+            Step::Claim { .. } | Step::Unclaim { .. } | Step::Learn { .. } | Step::Unlearn { .. } => None,
         };
         self.bookkeeper.apply(steps.iter().filter_map(mutation).collect())?;
         // Durable: nothing below can fail.

@@ -70,7 +70,7 @@ impl Receiving {
 
 /// The token in an address of an account: the segment behind the account's own address. One payer in the field asks for
 /// the asset with a segment `_` in between.
-fn token_of(destination: &str, ilp_address: &str) -> Option<[u8; TOKEN_CHARS]> {
+pub fn token_of(destination: &str, ilp_address: &str) -> Option<[u8; TOKEN_CHARS]> {
     let rest = destination.strip_prefix(ilp_address)?.strip_prefix('.')?;
     let token = rest.strip_prefix("_.").unwrap_or(rest);
     token.as_bytes().try_into().ok()

@@ -378,6 +378,7 @@ fn openapi() {
         "GET /rates",
         "PUT /rates",
         "GET /routes",
+        "GET /routes/explain",
         "PUT /routes/static",
         "PUT /routes/static/{}",
         "DELETE /routes/static/{}",

@@ -125,6 +125,10 @@ GET    /                            |                                           
 HEAD   /                            |                                                         |  200  200  200   200   200  200  200
 GET    /rates                       |                                                         |  200  200  200   200   200  200  200
 GET    /routes                      |                                                         |  200  200  200   200   200  200  200
+GET    /routes?detail=false         |                                                         |  200  200  200   200   200  200  200
+GET    /routes?detail=true          |                                                         |  200  401  401   401   401  400  401
+HEAD   /routes?detail=true          |                                                         |  200  401  401   401   401  400  401
+GET    /routes/explain?destination=test.hub.bob |                                             |  200  401  401   401   401  400  401
 PUT    /rates                       | {}                                                      |  200  401  401   401   401  400  401
 PUT    /routes/static               | {}                                                      |  200  401  401   401   401  400  401
 PUT    /routes/static/test.x        | bob                                                     |  200  401  401   401   401  400  401
@@ -528,6 +532,22 @@ PUT /routes/static  | admin | {"test.a":"bob","test.a":"bob"}    | 400 | bad=tes
 PUT /routes/static  | admin | ["bob"]                   | 400 | code=json_data
 PUT /routes/static  | admin | {"test.a":"bob"           | 400 | code=json_eof
 GET /routes         | - | | 200 | ={"":"alice","g":"bob","test.hub.alice":"alice","test.hub.bob":"bob","test.some-prefix":"bob"}
+# Every way for each prefix.
+GET /routes?detail=true | admin | | 200 | =[{"prefix":"","candidates":[{"username":"alice","origin":"static","link":"up","in_force":true}]},{"prefix":"g","candidates":[{"username":"bob","origin":"static","link":"up","in_force":true}]},{"prefix":"test.hub.alice","candidates":[{"username":"alice","origin":"account","link":"up","in_force":true}]},{"prefix":"test.hub.bob","candidates":[{"username":"bob","origin":"account","link":"up","in_force":true}]},{"prefix":"test.some-prefix","candidates":[{"username":"bob","origin":"static","link":"up","in_force":true}]}]
+GET /routes?detail=yes  | admin | | 400 | bad=detail invalid
+GET /routes?detail=     | admin | | 400 | bad=detail invalid
+# Where a packet would go, and why.
+GET /routes/explain?destination=test.some-prefix.x&from=ALICE | admin | | 200 | outcome=forwarded; from=alice; next_hop=bob; prefix=test.some-prefix; shorter=[{"prefix":"","username":"alice"}]; reasons=["test.some-prefix is the longest prefix that matches","it leads to bob: a static route","it goes to bob over HTTP"]
+GET /routes/explain?destination=test.hub.nobody | admin | | 200 | outcome=refused; code=F02; prefix=test.hub; candidates=[]
+GET /routes/explain?destination=g.bob           | admin | | 200 | outcome=refused; code=F02; candidates=[]; shorter=[]
+GET /routes/explain                             | admin | | 400 | bad=destination missing
+GET /routes/explain?destination=                | admin | | 400 | bad=destination invalid
+GET /routes/explain?destination=test            | admin | | 400 | bad=destination invalid
+GET /routes/explain?destination=test..x         | admin | | 400 | bad=destination invalid
+GET /routes/explain?destination=test.%ff        | admin | | 400 | bad=destination invalid
+GET /routes/explain?destination=test.x&from=nobody  | admin | | 404 | code=account_not_found
+GET /routes/explain?destination=test.x&from=no-body | admin | | 400 | code=bad_request
+GET /routes/explain?destination=test.x&from=        | admin | | 400 | code=bad_request
 # A fixed route wins over the account's own; the packet goes there.
 PUT /routes/static/test.hub.alice | admin | bob | 200 | =bob; @content-type=text/plain*
 POST /accounts/alice/ilp | alice | prepare test.hub.alice 1 | 200 | ilp=fulfill

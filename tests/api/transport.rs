@@ -68,6 +68,7 @@ fn every_path_has_its_methods() {
             ("/rates", "GET, HEAD, PUT, OPTIONS"),
             ("/rates?x=1", "GET, HEAD, PUT, OPTIONS"),
             ("/routes", "GET, HEAD, OPTIONS"),
+            ("/routes/explain", "GET, HEAD, OPTIONS"),
             ("/routes/static", "PUT, OPTIONS"),
             ("/routes/static/", "PUT, OPTIONS"),
             ("/routes/static/test.x", "PUT, DELETE, OPTIONS"),
