@@ -12,6 +12,7 @@ use clearway::ledger::account::ROUND_TRIP_TIME_MS_DEFAULT;
 use clearway::ledger::{Account, AccountId, AccountLimits, Asset, AssetId, OrDefault, PackedLinks, RoutingRelation};
 use clearway::pipeline::forward::Windows;
 use clearway::pipeline::in_flight::{ReplyTo, RequestId};
+use clearway::pipeline::incoming::Incoming;
 use clearway::pipeline::outgoing::LinkState;
 use clearway::pipeline::rates::{Decimal, Rates};
 use clearway::pipeline::response::{Answer, Outcome};
@@ -216,10 +217,10 @@ impl Hub {
 
     fn forward(&mut self, packet: &Packet, bytes: &[u8], digest: &mut Digest) {
         let prepare = Prepare::parse(bytes).expect("a Prepare was made");
-        let onward = self
-            .pipeline
-            .incoming(CLOCK, packet.from, &prepare, ReplyTo::default())
-            .expect("nothing forbids it");
+        let Ok(Incoming::Onward(onward)) = self.pipeline.incoming(CLOCK, packet.from, &prepare, ReplyTo::default())
+        else {
+            panic!("nothing forbids it, and it is for another account");
+        };
         let (amount, expires_at) = (onward.amount, onward.expires_at);
         let id = self
             .pipeline

@@ -28,13 +28,16 @@ use crate::net::ring::{Unsupported, check_kernel};
 use crate::pipeline::Settings;
 use crate::pipeline::forward::Windows;
 use crate::shard::clock::Clock;
-use crate::shard::control::Pending;
+use crate::shard::control::{
+    NeighbourEvent, NeighbourEvents, NeighbourNews, PeerAnswer, PeerService, Pending, neighbour_events,
+};
 use crate::shard::dialing::Lookup;
 use crate::shard::handle::ShardsHandle;
 use crate::shard::mesh::{Cold, Mailbox};
 use crate::shard::{Setup, Shard};
 use crate::store::{self, OpenError, RocksStore, Writer, WriterHandle};
 use crate::stream::secret::TokenMaker;
+use crate::wire::packet::ErrorCode;
 
 /// API calls that may wait for a thread; more are told to come back (503).
 const API_CALLS_WAITING_MAX: usize = 1_024;
@@ -141,6 +144,7 @@ impl Connector {
 
         let (api_sender, api_receiver) = bounded(API_CALLS_WAITING_MAX);
         let (lookup_sender, lookup_receiver) = bounded(LOOKUPS_WAITING_MAX);
+        let (neighbours, neighbour_events) = neighbour_events();
         let shared = SharedSetup {
             settings: settings(config),
             admin_token: (*keys.admin_auth_token).into(),
@@ -148,6 +152,7 @@ impl Connector {
             mailboxes,
             store: writer.clone(),
             api: api_sender,
+            neighbours,
             lookups: lookup_sender,
             changes: Arc::new(control.initial_changes()),
             booked,
@@ -173,6 +178,7 @@ impl Connector {
             &api_receiver,
         )?;
         start_lookups(&lookup_receiver)?;
+        start_neighbours(neighbour_events)?; // STAND-IN
         control.set_readiness(Readiness::Ready);
         Ok(Self {
             http_address,
@@ -214,6 +220,7 @@ struct SharedSetup {
     mailboxes: Arc<[Mailbox]>,
     store: WriterHandle,
     api: Sender<Pending>,
+    neighbours: NeighbourNews,
     lookups: Sender<Lookup>,
     changes: Arc<Vec<crate::shard::control::Change>>,
     booked: Arc<[i128]>,
@@ -233,6 +240,7 @@ impl SharedSetup {
             transfers,
             store: self.store.clone(),
             api: self.api.clone(),
+            neighbours: self.neighbours.clone(),
             lookups: self.lookups.clone(),
             changes: self.changes.clone(),
             booked: self.booked.clone(),
@@ -359,4 +367,27 @@ fn start_lookups(lookups: &Receiver<Lookup>) -> Result<(), ConnectorError> {
             .map_err(ConnectorError::Thread)?;
     }
     Ok(())
+}
+
+// STAND-IN
+/// Answers what neighbours ask: nobody exchanges routes or settles here yet.
+fn start_neighbours(events: NeighbourEvents) -> Result<(), ConnectorError> {
+    let serve = move || loop {
+        let Some(NeighbourEvent::Request(request)) = events.next(None) else {
+            continue;
+        };
+        let (code, message) = match request.service {
+            PeerService::RouteControl | PeerService::RouteUpdate => {
+                (ErrorCode::F00_BAD_REQUEST, "no routes are exchanged in this direction")
+            }
+            PeerService::Settle => (ErrorCode::F02_UNREACHABLE, "no settlement engine for this account"),
+        };
+        let message = message.into();
+        (request.respond)(PeerAnswer::Reject { code, message });
+    };
+    thread::Builder::new()
+        .name("clearway-neighbours".to_owned())
+        .spawn(serve)
+        .map(drop)
+        .map_err(ConnectorError::Thread)
 }

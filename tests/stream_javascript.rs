@@ -52,12 +52,14 @@ fn join(node: &Node, username: &str, link: Link, more: &Value) -> Script {
         }
     };
     let account = node.api().get(&format!("/accounts/{username}"));
-    script.ask(&json!({
-        "command": "account",
-        "address": account["ilp_address"],
-        "code": account["asset_code"],
-        "scale": account["asset_scale"],
-    }));
+    let told = script.ask(&json!({"command": "account"}));
+    for (told, as_set) in [
+        (&told["clientAddress"], &account["ilp_address"]),
+        (&told["assetCode"], &account["asset_code"]),
+        (&told["assetScale"], &account["asset_scale"]),
+    ] {
+        assert_eq!(told, as_set, "{link:?}: ilp-protocol-ildcp reads what the node says");
+    }
     script
 }
 

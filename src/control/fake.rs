@@ -13,7 +13,7 @@ use crate::ledger::account::{AccountId, Asset};
 use crate::ledger::audit::{AssetAudit, Audit};
 use crate::routing::table::Step;
 use crate::shard::control::{
-    AccountState, Change, PaymentEnd, PaymentOrder, QUESTIONS_MAX, RefusedHere, Shards, StillInFlight,
+    AccountState, Answered, Change, PaymentEnd, PaymentOrder, QUESTIONS_MAX, RefusedHere, Shards, StillInFlight,
 };
 use crate::store::{
     Applied, Book, Mutation, OpenPayment, PAYMENT_KEY_BYTES, RememberedPayments, StoreError, StoredPayment,
@@ -219,12 +219,16 @@ impl Bookkeeper for FakeBook {
 /// Says how a payment ends, and when.
 pub(crate) type Payer = Box<dyn Fn(PaymentOrder, PaymentDone) + Send + Sync>;
 pub(crate) type PaymentDone = Box<dyn FnOnce(PaymentEnd) + Send>;
+/// Says what a neighbour answers, and when.
+pub(crate) type Neighbour = Box<dyn Fn(AccountId, &[u8], Answered) + Send + Sync>;
 
 #[derive(Default)]
 pub(crate) struct FakeShards {
     published: Mutex<Vec<String>>,
     states: Mutex<HashMap<AccountId, AccountState>>,
     payer: Mutex<Option<Payer>>,
+    asked: Mutex<Vec<(AccountId, Vec<u8>)>>,
+    neighbour: Mutex<Option<Neighbour>>,
 }
 
 impl FakeShards {
@@ -240,6 +244,16 @@ impl FakeShards {
     /// From now on payments are made like this; without, there are none.
     pub(crate) fn set_payer(&self, payer: impl Fn(PaymentOrder, PaymentDone) + Send + Sync + 'static) {
         *self.payer.lock().unwrap() = Some(Box::new(payer));
+    }
+
+    /// What neighbours were asked since the last call: whom, and the Prepare.
+    pub(crate) fn take_asked(&self) -> Vec<(AccountId, Vec<u8>)> {
+        std::mem::take(&mut *self.asked.lock().unwrap())
+    }
+
+    /// From now on neighbours answer like this; without, they cannot be reached.
+    pub(crate) fn set_neighbour(&self, neighbour: impl Fn(AccountId, &[u8], Answered) + Send + Sync + 'static) {
+        *self.neighbour.lock().unwrap() = Some(Box::new(neighbour));
     }
 
     fn state(&self, id: AccountId) -> AccountState {
@@ -282,6 +296,14 @@ impl Shards for FakeShards {
             outcome: Outcome::not_begun(),
             refused_here: Some(RefusedHere::Busy),
         });
+    }
+
+    fn ask(&self, account: AccountId, prepare: Vec<u8>, done: Answered) {
+        self.asked.lock().unwrap().push((account, prepare.clone()));
+        match &*self.neighbour.lock().unwrap() {
+            Some(neighbour) => neighbour(account, &prepare, done),
+            None => done(None),
+        }
     }
 
     fn wait_for_btp(&self, id: AccountId, _at_most: Duration) -> bool {
@@ -403,5 +425,42 @@ impl Node {
             _ => None,
         });
         state.routes.set_link(account.id, up, claims);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::ildcp;
+    use crate::wire::timestamp::Timestamp;
+    use std::sync::mpsc::channel;
+
+    #[test]
+    fn neighbours_answer_as_scripted_and_when() {
+        let shards = FakeShards::default();
+        let mut question = Vec::new();
+        ildcp::encode_question(&mut question, Timestamp::default());
+        let (sender, answers) = channel();
+        let ask = |id: u32| {
+            let sender = sender.clone();
+            let done = Box::new(move |reply| sender.send((id, reply)).unwrap());
+            shards.ask(AccountId::new(id), question.clone(), done);
+        };
+        ask(1);
+        assert_eq!(answers.recv().unwrap(), (1, None), "nobody is there");
+        let later = Arc::new(Mutex::new(Vec::new()));
+        let kept = Arc::clone(&later);
+        shards.set_neighbour(move |account, prepare, done| match account.get() {
+            2 => kept.lock().unwrap().push(done),
+            _ => done(Some(prepare.to_vec())),
+        });
+        ask(2);
+        ask(3);
+        assert_eq!(answers.recv().unwrap(), (3, Some(question.clone())));
+        later.lock().unwrap().pop().unwrap()(Some(Vec::new()));
+        assert_eq!(answers.recv().unwrap(), (2, Some(Vec::new())));
+        let asked = [1, 2, 3].map(|id| (AccountId::new(id), question.clone()));
+        assert_eq!(shards.take_asked(), asked);
+        assert!(shards.take_asked().is_empty());
     }
 }

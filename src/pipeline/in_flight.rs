@@ -33,12 +33,12 @@ const _: () = assert!(
 
 const NONE: u32 = u32::MAX;
 
-/// Where the response goes: to a connection of a shard, or to a payment that the shard makes. The pipeline hands it
-/// back as it came.
+/// Where the response goes: to a connection of a shard, to a payment that the shard makes, or to who asked a neighbour
+/// something. The pipeline hands it back as it came.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct ReplyTo {
     pub shard: u16,
-    /// Chosen by the shard, below 2^63; or a payment's number, above it.
+    /// Chosen by the shard, below 2^63; or 2^63 and a payment's number; or 2^63, for there is no payment 0: a question.
     pub connection: u64,
     pub request: u32,
 }
@@ -55,6 +55,20 @@ impl ReplyTo {
             connection: OF_A_PAYMENT | payment.get(),
             request,
         }
+    }
+
+    /// The packet is the `question`th that `shard` has asked a neighbour.
+    pub fn to_question(shard: u16, question: u32) -> Self {
+        Self {
+            shard,
+            connection: OF_A_PAYMENT,
+            request: question,
+        }
+    }
+
+    /// The question of our own that the packet asks, if it does.
+    pub fn question(&self) -> Option<u32> {
+        (self.connection == OF_A_PAYMENT).then_some(self.request)
     }
 
     /// The payment that the packet belongs to, if it is one of our own.

@@ -2,13 +2,26 @@
 
 use crate::ledger::AccountId;
 use crate::wire::packet::Prepare;
+use crate::wire::peer::Service;
 use crate::wire::timestamp::Timestamp;
 
 use super::forward::outgoing_expiry;
 use super::in_flight::{IN_FLIGHT_MAX, IN_FLIGHT_PER_ACCOUNT_MAX, Origin, ReplyTo};
+use super::local::Local;
 use super::rates::ConversionError;
 use super::reject::RejectReason;
 use super::{LOCAL, Now, Pipeline, local};
+
+/// What becomes of a Prepare that may come in.
+#[derive(Debug)]
+pub enum Incoming {
+    /// It goes on.
+    Onward(Onward),
+    /// The account asks what it has with us; the answer is [`local::encode_config`], and the packet has ended.
+    Config,
+    /// A request of a neighbour, which is noted with [`Pipeline::await_answer`].
+    Request { origin: Origin, service: Service },
+}
 
 /// A Prepare that may go on to `to`: everything the second half needs, but the packet's bytes.
 #[derive(Debug)]
@@ -28,7 +41,7 @@ pub struct Onward {
 impl Pipeline {
     /// Checks a Prepare from the account `from`, which this shard owns, in the order of [`RejectReason`].
     ///
-    /// After an `Ok` the Prepare is accepted: its amount is on hold, and the Origin must come back to
+    /// After an `Ok` with an Origin the Prepare is accepted: its amount is on hold, and the Origin must come back to
     /// [`Pipeline::finish`]. After an `Err` nothing has changed, but that a packet was counted against the rate limit.
     pub fn incoming(
         &mut self,
@@ -36,7 +49,7 @@ impl Pipeline {
         from: AccountId,
         prepare: &Prepare<'_>,
         reply_to: ReplyTo,
-    ) -> Result<Onward, RejectReason> {
+    ) -> Result<Incoming, RejectReason> {
         self.stats.prepares += 1;
         let result = self.check(now, from, prepare, reply_to);
         if result.is_err() {
@@ -51,7 +64,7 @@ impl Pipeline {
         from: AccountId,
         prepare: &Prepare<'_>,
         reply_to: ReplyTo,
-    ) -> Result<Onward, RejectReason> {
+    ) -> Result<Incoming, RejectReason> {
         if self.stopping {
             return Err(RejectReason::Stopping);
         }
@@ -113,10 +126,10 @@ impl Pipeline {
         from: AccountId,
         prepare: &Prepare<'_>,
         reply_to: ReplyTo,
-    ) -> Result<Onward, RejectReason> {
+    ) -> Result<Incoming, RejectReason> {
         let destination = prepare.destination();
         if destination.scheme() == "peer" {
-            return Err(RejectReason::NoSuchService);
+            return self.serve(now, from, prepare, reply_to);
         }
         let mut replacement = None;
         let next_hop = if destination.as_str() == &*self.node_address && self.settings.echo && local::is_echo(prepare) {
@@ -141,7 +154,7 @@ impl Pipeline {
         // The last check was the first change: from here on the Prepare is accepted and nothing below can fail.
         member.in_flight += 1;
         self.accepted += 1;
-        Ok(Onward {
+        Ok(Incoming::Onward(Onward {
             origin: Origin { from, hold, reply_to },
             to: next_hop,
             amount,
@@ -149,7 +162,28 @@ impl Pipeline {
             condition: *prepare.condition(),
             replacement,
             ends_in_token: local::ends_in_token(destination.as_str()),
-        })
+        }))
+    }
+
+    /// What a neighbour asks under `peer.`: no such packet goes on, whatever the routes say.
+    fn serve(
+        &mut self,
+        now: Now,
+        from: AccountId,
+        prepare: &Prepare<'_>,
+        reply_to: ReplyTo,
+    ) -> Result<Incoming, RejectReason> {
+        let member = self.member_mut(from).expect("admitted above");
+        match local::check_request(prepare, member.account.routing_relation, now.wall)? {
+            Local::Config => Ok(Incoming::Config),
+            Local::Service(service) => {
+                let hold = member.hold(0).map_err(|_| RejectReason::IncomingLiquidity)?;
+                member.in_flight += 1;
+                self.accepted += 1;
+                let origin = Origin { from, hold, reply_to };
+                Ok(Incoming::Request { origin, service })
+            }
+        }
     }
 
     fn next_hop(&self, prepare: &Prepare<'_>) -> Result<AccountId, RejectReason> {

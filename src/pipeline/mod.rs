@@ -8,6 +8,9 @@
 //! things takes it out of the table: `response`, `expire`, or `fail` (the link broke). Each gives the
 //! [`Origin`](in_flight::Origin) back, which [`Pipeline::finish`] ends on the first shard.
 //!
+//! What ends here instead is in [`local`]. A request of a neighbour, and a question of our own to one, is a packet of
+//! amount 0 that waits in the same table.
+//!
 //! Always: every Origin that `incoming` made is finished exactly once, so every hold is committed or released once.
 
 pub mod forward;

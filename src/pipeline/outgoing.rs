@@ -59,7 +59,7 @@ impl Pipeline {
         }
     }
 
-    fn reserve(
+    pub(super) fn reserve(
         &mut self,
         to: crate::ledger::AccountId,
         amount: u64,

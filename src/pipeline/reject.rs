@@ -28,7 +28,10 @@ pub enum RejectReason {
     AmountRateLimited,
     /// F02: no local service at this address, or an address that is never forwarded.
     NoSuchService,
-    /// F01: the payload of a local service is not what it takes.
+    /// F00: money for a service of neighbours, which takes none.
+    PaidService,
+    /// F01: a condition that a service of neighbours cannot fulfill, or the payload of a local service is not what it
+    /// takes.
     InvalidServiceRequest,
     /// F00: a local service does not serve this account.
     ServiceRefused,
@@ -81,7 +84,7 @@ impl RejectReason {
                 ErrorCode::T04_INSUFFICIENT_LIQUIDITY
             }
             Self::NoSuchService | Self::NoRoute | Self::Reflected => ErrorCode::F02_UNREACHABLE,
-            Self::ServiceRefused => ErrorCode::F00_BAD_REQUEST,
+            Self::PaidService | Self::ServiceRefused => ErrorCode::F00_BAD_REQUEST,
             Self::LinkDown | Self::LinkFailed => ErrorCode::T01_PEER_UNREACHABLE,
             Self::AmountBecameZero => ErrorCode::R01_INSUFFICIENT_SOURCE_AMOUNT,
             Self::TimedOut => ErrorCode::R00_TRANSFER_TIMED_OUT,
@@ -101,6 +104,7 @@ impl RejectReason {
             Self::AmountTooLarge { .. } => "the amount is larger than the maximum",
             Self::AmountRateLimited => "too much money per minute",
             Self::NoSuchService => "no such local address",
+            Self::PaidService => "this address takes no money",
             Self::InvalidServiceRequest => "not a valid request for this address",
             Self::ServiceRefused => "not served for this account",
             Self::NoRoute => "no route to the destination",

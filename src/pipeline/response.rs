@@ -120,7 +120,7 @@ impl Pipeline {
         }
     }
 
-    fn take(&mut self, id: RequestId, from: AccountId) -> Option<InFlight> {
+    pub(super) fn take(&mut self, id: RequestId, from: AccountId) -> Option<InFlight> {
         // Requests are numbered per shard, not per account: nobody answers for another.
         if self.in_flight.get(id).is_none_or(|entry| entry.to != from) {
             self.stats.late_or_unknown += 1;
@@ -131,7 +131,7 @@ impl Pipeline {
         Some(entry)
     }
 
-    fn release(&mut self, entry: InFlight) -> Origin {
+    pub(super) fn release(&mut self, entry: InFlight) -> Origin {
         let member = self.member_mut(entry.to).expect(IN_FLIGHT_KEEPS);
         member.balance.release_reservation(entry.reservation);
         entry.origin

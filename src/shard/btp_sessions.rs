@@ -242,6 +242,7 @@ impl Shard {
         tracing::info!(target: "btp", %account, "connected");
         self.connections.set_deadline(socket, self.now.monotonic_ms + PING_MS);
         let replaced = self.peers.entry(account).btp.replace(socket);
+        self.link_changed(account);
         if let Some(replaced) = replaced.filter(|replaced| *replaced != socket) {
             let now_ms = self.now.monotonic_ms;
             if let Some(connection) = self.connections.get_mut(replaced)
@@ -269,6 +270,7 @@ impl Shard {
             && peer.btp == Some(socket)
         {
             peer.btp = None;
+            self.link_changed(account);
         }
     }
 
@@ -337,7 +339,9 @@ impl Shard {
                     && peer.btp == Some(socket)
                 {
                     peer.btp = None;
+                    self.link_changed(account);
                 }
+                self.end_questions_over(socket);
                 self.dialed_connection_ended(account, socket);
             }
             BtpPhase::Authenticating { account } => self.dial_failed(account, socket, error),

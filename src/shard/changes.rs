@@ -57,11 +57,14 @@ impl Shard {
             Cold::Unfollow { topic, by } => self.unfollow(topic, by),
             Cold::Notice(notice) => self.noticed(&notice),
             Cold::Resolved(resolved) => self.resolved(*resolved),
+            Cold::PeerAnswer { from, id, answer } => self.peer_answered(from, id, answer.map(|answer| *answer)),
+            Cold::Ask { account, packet, done } => self.ask(account, &packet, done),
             Cold::Pay(order, done) => self.begin_payment(*order, done),
             Cold::Stop => {
                 self.cancel_payments(None, RefusedHere::NotReady);
                 self.stopping = true;
                 self.pipeline.stopping = true;
+                self.end_questions(None);
                 self.ring.stop_accepting();
             }
             Cold::Unanswered(answer) => {
@@ -85,6 +88,7 @@ impl Shard {
                     self.close_subscribers_of_holder(account.id);
                 }
                 self.pipeline.put_account(account.clone(), booked, self.now);
+                let is_new = before.is_none();
                 if self.owns(account.id) && before.as_ref().is_none_or(|before| before.links != account.links) {
                     let token_changed = before
                         .is_some_and(|before| before.links.btp_incoming_token() != account.links.btp_incoming_token());
@@ -93,10 +97,14 @@ impl Shard {
                     }
                     self.relink(account);
                 }
+                if self.owns(account.id) {
+                    self.links_configured(account, is_new);
+                }
             }
             Change::CloseAccount(id) => {
                 self.pipeline.set_closing(*id, true);
                 self.cancel_payments(Some(*id), RefusedHere::NoAccount);
+                self.end_questions(Some(*id));
             }
             Change::ReopenAccount(id) => self.pipeline.set_closing(*id, false),
             Change::RemoveAccount(id) => {
@@ -105,6 +113,7 @@ impl Shard {
                     self.close_pool(*id);
                     self.close_sessions(*id, CloseCode::Normal);
                     self.peers.remove(*id);
+                    self.neighbours.forget(*id);
                 }
                 self.pipeline.remove_account(*id);
                 self.close_subscribers(*id);
@@ -122,12 +131,14 @@ impl Shard {
             booked: balance.booked(),
             held: balance.held(),
             reserved: balance.reserved(),
-            in_flight,
+            // A question comes from the account and goes to it, but it is ours, and is no reason to leave the account
+            // alone.
+            in_flight: in_flight - 2 * self.neighbours.asked_of(id),
             btp_connected: self.is_btp_connected(id),
         })
     }
 
-    fn is_btp_connected(&self, id: AccountId) -> bool {
+    pub(super) fn is_btp_connected(&self, id: AccountId) -> bool {
         self.peers
             .get(id)
             .and_then(|peer| peer.btp)

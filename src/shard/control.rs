@@ -1,9 +1,11 @@
 //! How the cold half of the node talks to its shards: changes that every shard applies in one order, questions about
-//! one account, and the HTTP requests that are not packets, which shards hand over and get answered.
+//! one account, the HTTP requests that are not packets, which shards hand over and get answered, and what neighbours ask
+//! and are asked.
 //!
 //! Owns the words of that conversation. The cold half (`control`, `api`) runs on threads of its own, because a shard
 //! never waits; it sees the shards through [`Shards`] only, so it can be tested without any.
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,9 +16,13 @@ use crate::ledger::account::{Account, AccountId};
 use crate::pipeline::rates::Rates;
 use crate::stream::secret::SharedSecret;
 use crate::stream::sender::{Outcome, Slippage, Target};
+use crate::wire::packet::ErrorCode;
 use crate::wire::timestamp::Timestamp;
 
+pub use super::neighbour_events::{NeighbourEvents, NeighbourNews, NeighbourWaker, neighbour_events};
 pub use crate::link::http::PIECE_BYTES;
+/// Which service under the `peer.` addresses is asked. A shard answers `peer.config` itself.
+pub use crate::wire::peer::Service as PeerService;
 
 /// One step of a change of configuration. It is durable before it is published.
 #[derive(Clone)]
@@ -160,6 +166,44 @@ impl Drop for Seat {
     }
 }
 
+/// A request of a neighbour that the cold half answers. It was checked: it carries no money, has the condition of its
+/// kind, and has not expired.
+pub struct PeerRequest {
+    pub from: AccountId,
+    pub service: PeerService,
+    pub data: Vec<u8>,
+    /// Once it is dropped without a call, the neighbour is told to come back (T03).
+    pub respond: Box<dyn FnOnce(PeerAnswer) + Send>,
+}
+
+/// The answer to a [`PeerRequest`].
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum PeerAnswer {
+    /// At most as much data as a packet may have; more is answered T00.
+    Fulfill { data: Vec<u8> },
+    Reject {
+        code: ErrorCode,
+        message: Cow<'static, str>,
+    },
+}
+
+/// What happens at the links and concerns the cold half.
+pub enum NeighbourEvent {
+    Request(PeerRequest),
+    /// How the link of an account stands now; that a state is told again means nothing, or that it was left meanwhile.
+    ///
+    /// A BTP link is up while a session is authenticated. An HTTP link is up when it is configured, and until a connection
+    /// to it cannot be made while there is no other; then until one is made. Of an account without any link nothing is
+    /// told.
+    Link {
+        account: AccountId,
+        up: bool,
+    },
+}
+
+/// Gets a neighbour's answer to a question, as it came, or `None`: there will be none that a neighbour gives.
+pub type Answered = Box<dyn FnOnce(Option<Vec<u8>>) + Send>;
+
 /// Why an account could not be closed in time.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("packets are still in flight")]
@@ -183,6 +227,13 @@ pub trait Shards: Send + Sync {
 
     /// Makes a payment; `done` is called on the shard's thread, so it must not wait.
     fn pay(&self, order: PaymentOrder, done: Box<dyn FnOnce(PaymentEnd) + Send>);
+
+    /// Sends a request of our own (`wire::peer`) over the link of this account, past all routes; over HTTP also when that
+    /// counts as down. `done` is called on the shard's thread, so it must not wait.
+    ///
+    /// # Panics
+    /// If it is not a Prepare of amount 0 to an address under `peer.`.
+    fn ask(&self, account: AccountId, prepare: Vec<u8>, done: Answered);
 
     /// Waits until a BTP connection of the account is up; false if it is not by then.
     fn wait_for_btp(&self, id: AccountId, at_most: Duration) -> bool;

@@ -8,8 +8,9 @@ use crossbeam::channel::{Receiver, bounded};
 
 use crate::ledger::AccountId;
 use crate::pipeline::stats::Stats;
+use crate::wire::packet::Prepare;
 
-use super::control::{AccountState, Change, PaymentEnd, PaymentOrder, QUESTIONS_MAX, Shards, StillInFlight};
+use super::control::{AccountState, Answered, Change, PaymentEnd, PaymentOrder, QUESTIONS_MAX, Shards, StillInFlight};
 use super::mesh::{Cold, Mailbox, Message};
 
 /// Changes that a shard applies in one turn: routes, of which it takes some two in a microsecond. So packets wait for a
@@ -133,6 +134,19 @@ impl Shards for ShardsHandle {
     fn pay(&self, order: PaymentOrder, done: Box<dyn FnOnce(PaymentEnd) + Send>) {
         let owner = order.account.index() % self.mailboxes.len();
         self.mailboxes[owner].send(Message::Cold(Cold::Pay(Box::new(order), done)));
+    }
+
+    fn ask(&self, account: AccountId, prepare: Vec<u8>, done: Answered) {
+        // Here, so that a mistake stops who has made it, and no shard.
+        let parsed = Prepare::parse(&prepare).expect("our own request is a packet");
+        assert!(parsed.amount() == 0, "a request between neighbours carries no money");
+        assert!(
+            parsed.destination().scheme() == "peer",
+            "nothing else goes past the routes"
+        );
+        let owner = account.index() % self.mailboxes.len();
+        let packet = prepare.into();
+        self.mailboxes[owner].send(Message::Cold(Cold::Ask { account, packet, done }));
     }
 
     fn wait_for_btp(&self, id: AccountId, at_most: Duration) -> bool {

@@ -3,8 +3,9 @@
 //! Every shard has one mailbox that anybody may put into. It needs no bound of its own, because everything in it is
 //! bounded where it starts. A shard sends another at most [`PREPARES_MAX`] Prepares that are not answered yet, and no more
 //! bytes of them than a mailbox may hold; one more is rejected with T03. Every Prepare brings back exactly one response,
-//! a connection moves at most once, the cold threads wait for an answer before they ask again, and a connection has one
-//! API call or one piece of an answer in the making. So a response always has room, and no shard ever waits for another.
+//! a connection moves at most once, the cold threads wait for an answer before they ask again (a shard, and a neighbour),
+//! they have a few requests of each neighbour to answer, and a connection has one API call or one piece of an answer in
+//! the making. So a response always has room, and no shard ever waits for another.
 //! Only notices of what accounts receive are nobody's answer: beyond [`NOTICES_MAX`] they are counted instead of sent.
 
 use std::ops::Range;
@@ -16,12 +17,12 @@ use crossbeam::queue::SegQueue;
 
 use crate::ledger::AccountId;
 use crate::net::Waker;
-use crate::pipeline::in_flight::{Origin, ReplyTo};
+use crate::pipeline::in_flight::{Origin, ReplyTo, RequestId};
 use crate::pipeline::incoming::Onward;
 use crate::pipeline::response::Outcome;
 use crate::pipeline::stats::Stats;
 
-use super::control::{AccountState, ApiResponse, Change, Notice, PaymentOrder, Piece, Topic};
+use super::control::{AccountState, Answered, ApiResponse, Change, Notice, PaymentOrder, PeerAnswer, Piece, Topic};
 use super::handover::Handover;
 
 /// Prepares that one shard may have sent to another and not got back.
@@ -111,6 +112,18 @@ pub enum Cold {
     Notice(Arc<Notice>),
     /// A name was resolved for a link of this account.
     Resolved(Box<super::dialing::Resolved>),
+    /// The answer to a request of a neighbour; `None`: there will be none.
+    PeerAnswer {
+        from: AccountId,
+        id: RequestId,
+        answer: Option<Box<PeerAnswer>>,
+    },
+    /// Send this request of our own to a neighbour.
+    Ask {
+        account: AccountId,
+        packet: Box<[u8]>,
+        done: Answered,
+    },
     /// Make this payment.
     Pay(Box<PaymentOrder>, super::payments::Done),
     /// Take no new connections and no new Prepares.

@@ -8,7 +8,7 @@
 //! half, carries it to the shard of its next hop if that is another, asks the second half; [`peers`] sends it. The
 //! response comes back through the same files, and waits in the journal until its transfer is durable. Packets of our
 //! own payments begin in [`payments`], those for our own accounts end in [`receiving`], and who wants to know of these is
-//! told in [`notices`].
+//! told in [`notices`]. What neighbours ask each other under `peer.` begins and ends in [`neighbours`].
 //!
 //! Always: handlers run to completion; nothing is borrowed while the shard sleeps; what a turn has to send goes out at
 //! its end, in one system call.
@@ -25,6 +25,8 @@ pub mod handle;
 pub mod handover;
 pub mod http_serving;
 pub mod mesh;
+mod neighbour_events;
+pub mod neighbours;
 pub mod notices;
 pub mod packets;
 pub mod paths;
@@ -51,11 +53,12 @@ use crate::store::{TransferSender, WriterHandle};
 
 use clock::{Clock, HttpDate};
 use connections::{Connection, Connections, HttpServing, Link};
-use control::{Change, Pending};
+use control::{Change, NeighbourNews, Pending};
 use dialing::{Attempt, Lookup};
 use entropy::Entropy;
 use failures::Failures;
 use mesh::{Mailbox, Mesh};
+use neighbours::Neighbours;
 use notices::Notices;
 use packets::KeptBack;
 use payments::Payments;
@@ -87,6 +90,8 @@ pub struct Setup {
     pub store: WriterHandle,
     /// API requests go here.
     pub api: Sender<Pending>,
+    /// What neighbours ask, and how their links stand, goes here.
+    pub neighbours: NeighbourNews,
     /// Names to be resolved go here.
     pub lookups: Sender<Lookup>,
     /// What all shards know at the start, in order.
@@ -149,6 +154,7 @@ pub struct Shard {
     /// `None` only while a packet is being received.
     receiving: Option<Box<Receiving>>,
     notices: Notices,
+    neighbours: Neighbours,
 }
 
 impl Shard {
@@ -196,6 +202,7 @@ impl Shard {
             payment_scratch: Vec::new(),
             receiving: Some(Box::new(Receiving::new(&setup.secret_seed))),
             notices: Notices::default(),
+            neighbours: Neighbours::new(setup.neighbours),
         };
         for change in setup.changes.iter() {
             let booked = match change {
@@ -254,6 +261,7 @@ impl Shard {
         while let Some(socket) = self.resume.pop() {
             self.process_inbox(socket);
         }
+        self.tell_links();
         let now_us = self.clock.now_us();
         if self.commit.is_due(now_us, self.pipeline.in_flight().is_empty()) {
             self.commit = Commit::default();
@@ -272,6 +280,7 @@ impl Shard {
         if !self.mesh.mailbox().is_empty()
             || self.has_durable()
             || self.payments.has_ready()
+            || self.neighbours.has_untold()
             || self.ring.has_last_words()
         {
             return Sleep::No;

@@ -2,7 +2,7 @@
 
 use crate::ledger::AccountId;
 use crate::pipeline::in_flight::{Origin, ReplyTo, RequestId};
-use crate::pipeline::incoming::Onward;
+use crate::pipeline::incoming::{Incoming, Onward};
 use crate::pipeline::reject::RejectReason;
 use crate::pipeline::response::{Answer, Outcome};
 use crate::wire::address::Address;
@@ -63,7 +63,9 @@ impl Shard {
         };
         match self.pipeline.incoming(self.now, from, &prepare, reply_to) {
             Err(reason) => self.reject(from, reply_to, &reason),
-            Ok(mut onward) => {
+            Ok(Incoming::Config) => self.answer_config(from, reply_to),
+            Ok(Incoming::Request { origin, service }) => self.requested(origin, service, &prepare),
+            Ok(Incoming::Onward(mut onward)) => {
                 // What goes on ends with the envelope: bytes behind it are nobody's (protocols.md 1.8).
                 let replacement = onward.replacement.take();
                 let packet = replacement.as_deref().unwrap_or(prepare.bytes());
@@ -205,6 +207,11 @@ impl Shard {
 
     /// Ends an accepted Prepare with a Reject of our own.
     pub(super) fn answer_with(&mut self, origin: Origin, reason: &RejectReason) {
+        // Who has asked a neighbour wants its reply, and no other.
+        if let Some(question) = origin.reply_to.question() {
+            self.pipeline.finish(origin.from, origin.hold, Outcome::Rejected);
+            return self.question_ended(question, None);
+        }
         let mut packet = std::mem::take(&mut self.scratch);
         packet.clear();
         reason.encode(self.pipeline.node_address(), &mut packet);
@@ -228,7 +235,7 @@ impl Shard {
     }
 
     /// An accepted Prepare has ended: its hold is spent where its account lives, and its sender gets the response.
-    fn end(&mut self, origin: Origin, packet: &[u8], outcome: Outcome) {
+    pub(super) fn end(&mut self, origin: Origin, packet: &[u8], outcome: Outcome) {
         if !self.owns(origin.from) {
             let owner = self.pipeline.owner_of(origin.from);
             self.mesh.send(
@@ -273,7 +280,7 @@ impl Shard {
     }
 
     /// Hands a response to the connection that the Prepare came on.
-    fn reply(&mut self, from: AccountId, reply_to: ReplyTo, packet: &[u8]) {
+    pub(super) fn reply(&mut self, from: AccountId, reply_to: ReplyTo, packet: &[u8]) {
         if reply_to.shard == self.id {
             self.reply_here(from, reply_to, packet);
         } else {

@@ -61,6 +61,8 @@ pub struct HttpPool {
     open: usize,
     connecting: usize,
     waiting: VecDeque<WaitingPrepare>,
+    /// No connection could be made when one was last tried, and there was no other.
+    unreachable: bool,
 }
 
 /// Where the endpoint's name leads.
@@ -93,7 +95,13 @@ impl HttpPool {
             open: 0,
             connecting: 0,
             waiting: VecDeque::new(),
+            unreachable: false,
         }
+    }
+
+    /// Whether the link counts as up. Packets are sent over it in any case.
+    pub fn is_reachable(&self) -> bool {
+        !self.unreachable
     }
 }
 
@@ -199,10 +207,13 @@ impl Shard {
         }
     }
 
-    /// Hands a response to the connection of this shard that the Prepare came on.
+    /// Hands a response to the connection of this shard that the Prepare came on, or to who made the Prepare here.
     pub(super) fn reply_here(&mut self, from: AccountId, reply_to: ReplyTo, packet: &[u8]) {
         if let Some(number) = reply_to.payment() {
             return self.payment_replied(number, reply_to.request, packet);
+        }
+        if let Some(question) = reply_to.question() {
+            return self.question_ended(question, Some(packet));
         }
         let socket = SocketId::from_u64(reply_to.connection);
         match self.connections.get(socket).map(|connection| &connection.link) {
@@ -353,6 +364,9 @@ impl Shard {
         let (account, pool_number) = (requesting.account, requesting.pool);
         if let Some(pool) = self.numbered_pool(account, pool_number) {
             pool.connecting -= 1;
+            if std::mem::take(&mut pool.unreachable) {
+                self.link_changed(account);
+            }
         }
         self.http_connection_free(socket, account, pool_number);
     }
@@ -476,6 +490,7 @@ impl Shard {
         if !requesting.connected {
             let reason = error.map_or_else(|| "no answer in time".to_owned(), |error| error.to_string());
             tracing::warn!(target: "http", %account, reason, "the peer's endpoint cannot be reached");
+            self.http_unreachable(account);
             self.fail_waiting(account);
         } else {
             self.open_http_connections(account);
@@ -503,8 +518,19 @@ impl Shard {
             }
             None => {
                 pool.address = Address::Unknown;
+                self.http_unreachable(account);
                 self.fail_waiting(account);
             }
+        }
+    }
+
+    /// A connection could not be made. While others are up, the peer is only busy.
+    fn http_unreachable(&mut self, account: AccountId) {
+        if let Some(pool) = self.pool(account)
+            && pool.open == pool.connecting
+            && !std::mem::replace(&mut pool.unreachable, true)
+        {
+            self.link_changed(account);
         }
     }
 

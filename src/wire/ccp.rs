@@ -2,7 +2,7 @@
 //! implementations, one in Rust and one in JavaScript (protocols.md 8).
 //!
 //! Owns the layout of both payloads. Leaves to routing what a route is good for and when to tell one, and to
-//! [`super::ildcp`] what all requests between neighbours have in common.
+//! [`super::peer`] what all requests between neighbours have in common.
 //! Always: what was parsed was walked to its end, so every iterator yields exactly what was counted; parsing allocates
 //! nothing; every count has a limit. Prefixes and hops are bytes: whether they are addresses decides about one route,
 //! not about the update it came in. Bytes after the last field are ignored (RFC 30).
@@ -12,9 +12,9 @@
 //! of a property go together.
 
 use super::address::{Address, AddressError};
-use super::ildcp::encode_request;
 use super::oer::{OerError, Reader, length_size, write_var_octets, write_var_uint};
 use super::packet::{DATA_BYTES_MAX, PEER_FULFILLMENT, encode_fulfill};
+use super::peer::encode_request;
 use super::timestamp::Timestamp;
 
 /// Where a neighbour is asked for routes.
@@ -466,8 +466,8 @@ pub const fn route_bytes_max(prefix_bytes: usize, speaker_bytes: usize, path_byt
 
 #[cfg(test)]
 mod tests {
-    use super::super::ildcp::check_request;
     use super::super::packet::{Fulfill, Prepare};
+    use super::super::peer::check_request;
     use super::*;
     use crate::wire::hex;
     use proptest::collection::vec;

@@ -1,64 +1,20 @@
 //! ILDCP (RFC 31): a child asks its parent, at `peer.config`, for its address and the asset of their account.
 //!
-//! Owns the question, the answer, and what holds for every request between neighbours (they go to an address under
-//! `peer.`): no money, a condition that everybody can fulfill, a minute to live. Leaves to the pipeline who gets an
-//! answer, and to the node whether it can live with the one it got.
+//! Owns the question and the answer. Leaves what holds for every request between neighbours to [`super::peer`], who gets
+//! an answer to the pipeline, and to the node whether it can live with the one it got.
 //! Always: an answer that was read names an address that a node can have, and a code that fits an account; nothing is
 //! copied. Bytes after the last field are ignored (RFC 30).
 
 use super::address::{Address, AddressError};
 use super::oer::{OerError, Reader, write_var_octets};
-use super::packet::{Fulfill, PEER_CONDITION, PEER_FULFILLMENT, Prepare, PrepareBuilder, encode_fulfill};
+use super::packet::{Fulfill, PEER_FULFILLMENT, encode_fulfill};
+use super::peer::encode_request;
 use super::timestamp::Timestamp;
 
 /// Where a child asks.
 pub const DESTINATION: Address<'static> = Address::from_static("peer.config");
-/// How long a request between neighbours may take: what every implementation grants.
-pub const REQUEST_LIFETIME_MS: u64 = 60_000;
 /// The longest asset code, in bytes; as long as an account's may be.
 pub const ASSET_CODE_BYTES_MAX: usize = 64;
-
-/// Why a Prepare under `peer.` is not a request between neighbours; in the order of the checks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum InvalidRequest {
-    /// Nobody is paid for an answer, and money that came along would be lost.
-    #[error("a request between neighbours carries no money")]
-    Amount,
-    /// It cannot be fulfilled with [`PEER_FULFILLMENT`].
-    #[error("a request between neighbours has the condition that zeros fulfill")]
-    Condition,
-    /// Whoever sent it does not wait any more.
-    #[error("the request has expired")]
-    Expired,
-}
-
-/// Checks what every request between neighbours has in common, whatever it asks.
-pub fn check_request(prepare: &Prepare<'_>, now: Timestamp) -> Result<(), InvalidRequest> {
-    if prepare.amount() != 0 {
-        Err(InvalidRequest::Amount)
-    } else if *prepare.condition() != PEER_CONDITION {
-        Err(InvalidRequest::Condition)
-    } else if prepare.expires_at() <= now {
-        Err(InvalidRequest::Expired)
-    } else {
-        Ok(())
-    }
-}
-
-/// Appends a request between neighbours to `out`: the Prepare, sent at `now`.
-///
-/// # Panics
-/// If `data` has more bytes than a packet may.
-pub fn encode_request(out: &mut Vec<u8>, now: Timestamp, destination: Address<'_>, data: &[u8]) {
-    PrepareBuilder {
-        amount: 0,
-        expires_at: now.plus_ms(REQUEST_LIFETIME_MS),
-        execution_condition: &PEER_CONDITION,
-        destination,
-        data,
-    }
-    .encode(out);
-}
 
 /// Appends the question of a child to `out`: a whole Prepare.
 pub fn encode_question(out: &mut Vec<u8>, now: Timestamp) {
@@ -150,6 +106,8 @@ impl<'a> Answer<'a> {
 mod tests {
     use super::*;
     use crate::wire::hex;
+    use crate::wire::packet::Prepare;
+    use crate::wire::peer::{InvalidRequest, REQUEST_LIFETIME_MS, check_request};
     use proptest::collection::vec;
     use proptest::prelude::*;
 
@@ -174,27 +132,6 @@ mod tests {
         assert_eq!(check_request(&prepare, sent_at().plus_ms(59_999)), Ok(()));
         let expired = check_request(&prepare, sent_at().plus_ms(REQUEST_LIFETIME_MS));
         assert_eq!(expired, Err(InvalidRequest::Expired));
-    }
-
-    #[test]
-    fn a_request_with_money_or_another_condition_is_none() {
-        for (amount, condition, expected) in [
-            (0, PEER_CONDITION, Ok(())),
-            (1, PEER_CONDITION, Err(InvalidRequest::Amount)),
-            (0, PEER_FULFILLMENT, Err(InvalidRequest::Condition)),
-            (1, PEER_FULFILLMENT, Err(InvalidRequest::Amount)),
-        ] {
-            let mut bytes = Vec::new();
-            PrepareBuilder {
-                amount,
-                expires_at: sent_at().plus_ms(1),
-                execution_condition: &condition,
-                destination: DESTINATION,
-                data: &[],
-            }
-            .encode(&mut bytes);
-            assert_eq!(check_request(&Prepare::parse(&bytes).unwrap(), sent_at()), expected);
-        }
     }
 
     #[test]

@@ -13,6 +13,7 @@ pub mod http;
 pub mod ildcp;
 pub mod oer;
 pub mod packet;
+pub mod peer;
 pub mod timestamp;
 pub mod websocket;
 

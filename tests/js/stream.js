@@ -5,8 +5,7 @@
 //   node stream.js btp-server PORT SECRET
 //   node stream.js http PORT URL INCOMING_TOKEN OUTGOING_TOKEN
 //
-// Before anything else the test says which account this is ("account"): all three packages ask the node with IL-DCP
-// (RFC 31), which the node does not speak yet, so that one question is answered here.
+// Before anything else all three packages ask the node which account this is, with IL-DCP (RFC 31).
 
 const http = require('http')
 const ilp = require('ilp-packet')
@@ -26,10 +25,7 @@ for (const { DataAndMoneyStream } of [stream, olderStream]) {
 // Longer than any payment here takes, shorter than the test waits.
 const TIMEOUT_MS = 20000
 
-// clientAddress, assetCode and assetScale.
-let account = null
-
-// What the plugin sent to the node and what came back, by type of packet and code.
+// What the plugin sent to the node and what came back, by type of packet and code; without IL-DCP.
 const counted = { prepares: 0, fulfills: 0, rejects: {} }
 
 function watch (plugin) {
@@ -37,9 +33,7 @@ function watch (plugin) {
   plugin.disconnect = async () => {}
   const send = plugin.sendData.bind(plugin)
   plugin.sendData = async (packet) => {
-    if (ilp.deserializeIlpPrepare(packet).destination === 'peer.config') {
-      return ildcp.serve({ requestPacket: packet, serverAddress: 'test.hub', handler: async () => account })
-    }
+    if (ilp.deserializeIlpPrepare(packet).destination === 'peer.config') return send(packet)
     counted.prepares++
     const reply = await send(packet)
     if (reply[0] === ilp.Type.TYPE_ILP_FULFILL) {
@@ -66,9 +60,9 @@ const received = []
 let spspServer = null
 
 const commands = {
-  async account (_, { address, code, scale }) {
-    account = { clientAddress: address, assetCode: code, assetScale: scale }
-    return {}
+  // What the node says that this account is.
+  async account (plugin) {
+    return ildcp.fetch(plugin.sendData.bind(plugin))
   },
   // One stream per amount, all of one connection; `text` is written to the first beside its money.
   async pay (plugin, { url, amounts, text, options = {} }) {
