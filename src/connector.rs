@@ -170,9 +170,10 @@ impl Connector {
         drop(shared);
         drop(http_listener);
 
-        let directions = Box::new(SpspClient::new(config.allows_private_urls()));
-        let payments = Payments::start(Arc::clone(&control), directions).map_err(ConnectorError::Thread)?;
         let settings = api_settings(config, keys, change_log_filter);
+        let own = api::own_server(Arc::clone(&control), &settings, http_address);
+        let directions = Box::new(SpspClient::new(config.allows_private_urls(), Some(own)));
+        let payments = Payments::start(Arc::clone(&control), directions).map_err(ConnectorError::Thread)?;
         start_api(
             Api::new(Arc::clone(&control), payments.clone(), settings),
             &api_receiver,

@@ -31,7 +31,7 @@ const FLOORS: [(&str, &[&str]); 16] = [
     (
         "api",
         &[
-            "wire", "ledger", "routing", "pipeline", "stream", "shard", "logs", "control",
+            "wire", "ledger", "routing", "pipeline", "stream", "client", "shard", "logs", "control",
         ],
     ),
     ("config", &["wire", "ledger", "pipeline", "store", "logs"]),

@@ -207,6 +207,65 @@ fn between_two_accounts_of_one_node() {
     node.api().audit();
 }
 
+/// By its address the node knows itself; by a name it asks as it would ask anybody.
+#[test]
+fn the_own_server_answers_alike_with_and_without_a_connection() {
+    let node = node("test.hub", &["--default_spsp_account", "bob"]);
+    for username in ["alice", "bob"] {
+        node.add_account(username, &json!({}));
+    }
+    let port = node.address().port();
+    let ask = |host: &str, path: &str, calls: &str| {
+        let answer = call(
+            &node,
+            "alice",
+            calls,
+            None,
+            &send(&format!("http://{host}:{port}{path}"), 100),
+        );
+        let mut body = answer.json();
+        let at = if body["payment"].is_null() {
+            "/to"
+        } else {
+            "/payment/to"
+        };
+        if let Some(to) = body.pointer_mut(at).filter(|to| to.is_string()) {
+            // The token is another one each time.
+            *to = to.as_str().unwrap().rsplit_once('.').unwrap().0.into();
+        }
+        let told = [
+            "to",
+            "sent_amount",
+            "delivered_amount",
+            "state",
+            "code",
+            "detail",
+            "source_amount",
+        ];
+        (
+            answer.status,
+            told.map(|name| body[name].clone()),
+            body["payment"]["to"].clone(),
+        )
+    };
+    for (path, status) in [
+        ("/accounts/bob/spsp", 200),
+        ("/accounts/%42ob/spsp/", 200),
+        ("", 200),
+        ("/accounts/nobody/spsp", 502),
+        ("/accounts/bob", 502),
+        ("/nothing", 502),
+    ] {
+        for calls in ["payments", "quotes"] {
+            let without = ask("127.0.0.1", path, calls);
+            assert_eq!(without.0, status, "{path}: {without:?}");
+            assert_eq!(without, ask("localhost", path, calls), "{path}");
+        }
+    }
+    expect_balance(&node.api(), "bob", 600);
+    node.api().audit();
+}
+
 #[test]
 fn a_quote_moves_nothing() {
     let node = node("test.hub", &["--exchange_rate.spread", "0.01"]);

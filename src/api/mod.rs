@@ -50,6 +50,7 @@ use json::Json;
 use notifications::Seats;
 use path::{Method, Resource};
 use problem::{Kind, Problem};
+pub use spsp::own_server;
 
 /// What the operator decides about the API before the node starts.
 pub struct Settings {

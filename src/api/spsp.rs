@@ -3,15 +3,22 @@
 //! Owns the answer. Address and secret are made afresh for every query and follow from the node's seed, so nothing is
 //! stored and a restart loses none of them. Anybody may ask, also a page in a browser: hence the CORS headers.
 
+use std::net::SocketAddr;
+use std::sync::Arc;
+
 use serde::Serialize;
 
+use crate::client::spsp::{Answer, OwnServer};
 use crate::control::{Control, ControlError};
 use crate::ledger::account::Account;
-use crate::shard::control::ApiResponse;
+use crate::shard::clock;
+use crate::shard::control::{ApiResponse, Body};
 use crate::stream::secret::{TOKEN_RANDOM_BYTES, TokenMaker};
 use crate::wire::address::Address;
 use crate::wire::base64;
 
+use super::Settings;
+use super::path::Resource;
 use super::problem::{Kind, Problem, json_answer, shorten};
 
 /// What a browser must be told before it lets a page see the answer.
@@ -22,6 +29,34 @@ pub const CORS_HEADERS: [(&str, &str); 2] = [
 
 /// How long a payer may use an answer, in seconds.
 const AGE_MAX: &str = "max-age=60";
+
+/// The same answers for this node's own payments, without a connection to itself. `address` is where it listens.
+pub fn own_server(control: Arc<Control>, settings: &Settings, address: SocketAddr) -> OwnServer {
+    let tokens = settings.tokens.clone();
+    let default = settings.default_spsp_account.clone();
+    let answer = move |target: &str| {
+        let (resource, _) = Resource::parse(target)?;
+        let answered = match resource {
+            Resource::Spsp(username) => of_account(&control, &tokens, &username),
+            Resource::Pay => of_node(&control, &tokens, default.as_deref()),
+            _ => return None,
+        };
+        let response = answered.unwrap_or_else(|problem| problem.into_response(clock::wall()));
+        let Body::Whole(body) = response.body else {
+            return None;
+        };
+        let content_type = response.headers.into_iter().find(|(name, _)| *name == "content-type");
+        Some(Answer {
+            status: response.status,
+            content_type: content_type.map(|(_, value)| value).unwrap_or_default(),
+            body,
+        })
+    };
+    OwnServer {
+        address,
+        answer: Box::new(answer),
+    }
+}
 
 /// `GET /accounts/:username/spsp`
 pub fn of_account(control: &Control, tokens: &TokenMaker, username: &str) -> Result<ApiResponse, Problem> {

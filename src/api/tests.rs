@@ -1809,6 +1809,62 @@ fn settlement_engines() {
     assert_eq!(node.control.engines().len(), 2, "a restart keeps them");
 }
 
+/// What this node would be answered if it asked itself, and what it tells itself instead.
+#[test]
+fn the_nodes_own_payers_are_told_the_same() {
+    let node = Node::new("example.hub");
+    let mut caller = Caller::with(node, |settings| settings.default_spsp_account = Some("bob".into()));
+    let own = own_server(
+        Arc::clone(&caller.node.control),
+        &caller.api.settings,
+        ([127, 0, 0, 1], 7770).into(),
+    );
+    let long = format!("/accounts/{}/spsp", "a".repeat(2_000));
+    for created in [false, true] {
+        if created {
+            caller.check(&[("POST /accounts", "admin", BOB, 200, &[])]);
+        }
+        for target in [
+            "/.well-known/pay",
+            "/.well-known/pay?x=1",
+            "/accounts/bob/spsp",
+            "/accounts/BO%42/spsp/",
+            "/accounts/nobody/spsp?x",
+            &long,
+        ] {
+            let (status, body, headers) = caller.call(&format!("GET {target}"), "-", "");
+            let answer = (own.answer)(target).unwrap();
+            let content_type = ("content-type", answer.content_type);
+            assert_eq!(answer.status, status, "{target}");
+            assert!(
+                headers.contains(&content_type),
+                "{target}: {content_type:?}, {headers:?}"
+            );
+            // Token, secret and time are new in each answer.
+            let lasting = |body: &[u8]| {
+                let mut body: serde_json::Value = serde_json::from_slice(body).unwrap();
+                for name in ["shared_secret", "datetime"] {
+                    body[name] = body[name].as_str().map(str::len).into();
+                }
+                let address = body["destination_account"].as_str().unwrap_or_default();
+                body["destination_account"] = address.rsplit_once('.').map_or("", |(account, _)| account).into();
+                body
+            };
+            assert_eq!(lasting(&answer.body), lasting(body.as_bytes()), "{target}");
+        }
+    }
+    for target in [
+        "/",
+        "/accounts",
+        "/accounts/bob",
+        "/accounts/bob/payments",
+        "/accounts/%zz/spsp",
+        "/x",
+    ] {
+        assert!((own.answer)(target).is_none(), "{target} is nothing that payers ask");
+    }
+}
+
 #[test]
 fn where_payers_are_told_to_pay() {
     let node = Node::new("example.hub");

@@ -3,14 +3,19 @@
 //! Owns the way from a text that a holder typed to an address and a secret. A payment pointer must not be a way into the
 //! operator's network: unless private addresses are allowed, nothing is connected to that is not reachable from
 //! everywhere. That is checked of the very address that is connected to, behind the name and behind every redirect.
+//!
+//! A node whose holders pay one another asks itself. Over a connection that would cost more than the payment's packets, so
+//! [`OwnServer`] answers in this process what its address would be asked for; how an answer is read is the same.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::time::Duration;
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 use ureq::Agent;
 use ureq::config::Config;
-use ureq::http::{StatusCode, Uri};
+use ureq::http::Uri;
 use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::{DefaultConnector, NextTimeout};
 use url::{Host, Url};
@@ -32,6 +37,14 @@ const REDIRECTS_MAX: u32 = 3;
 const ANSWER_BYTES_MAX: u64 = 64 << 10;
 /// The length of a pointer or URL in bytes.
 const RECEIVER_BYTES_MAX: usize = 2_048;
+/// Connections that are kept for the next question: to one server as many as usually ask at a time, so that a busy one
+/// costs no handshake per payment; to all of them, some kilobytes each. They go when nobody has used them for 15 seconds.
+const IDLE_TO_ONE_MAX: usize = 16;
+const IDLE_MAX: usize = 64;
+/// How long the addresses of a name are used again, and of how many names: a look-up costs more than the question, and
+/// holders pay at the same few hosts. No change of a name is expected to be seen everywhere within a second.
+const NAME_KEPT: Duration = Duration::from_secs(1);
+const NAMES_KEPT_MAX: usize = 1_024;
 const MEDIA_TYPES: [&str; 3] = ["application/spsp4+json", "application/spsp+json", "application/json"];
 
 /// Where to pay, and the secret that only the receiver and we know. Has no `Debug`: it would print it.
@@ -107,15 +120,48 @@ fn authority(url: &str) -> &str {
     rest.split(['/', '?', '#']).next().unwrap_or_default()
 }
 
+/// What this process itself answers.
+pub struct OwnServer {
+    /// Where it listens, for HTTP without TLS. Only a URL with an address, and not a name, is known to lead here.
+    pub address: SocketAddr,
+    /// What a GET of this path and query is answered there. Does not wait. `None`: ask there.
+    pub answer: Box<Answers>,
+}
+
+type Answers = dyn Fn(&str) -> Option<Answer> + Send + Sync;
+
+/// What a server has answered.
+pub struct Answer {
+    pub status: u16,
+    pub content_type: String,
+    pub body: Vec<u8>,
+}
+
+impl OwnServer {
+    fn is_at(&self, endpoint: &Url) -> bool {
+        let address = match endpoint.host() {
+            Some(Host::Ipv4(address)) => IpAddr::from(address),
+            Some(Host::Ipv6(address)) => IpAddr::from(address),
+            _ => return false,
+        };
+        let own = self.address.ip();
+        // Who listens at all addresses listens at the loopback ones of the same family.
+        let is_here =
+            own == address || own.is_unspecified() && own.is_ipv4() == address.is_ipv4() && address.is_loopback();
+        is_here && endpoint.scheme() == "http" && endpoint.port_or_known_default() == Some(self.address.port())
+    }
+}
+
 /// Asks SPSP servers. Any number of threads may ask through one.
 pub struct SpspClient {
     agent: Agent,
     allow_private: bool,
+    own: Option<OwnServer>,
 }
 
 impl SpspClient {
     /// `allow_private`: also ask hosts with private and loopback addresses, and without TLS.
-    pub fn new(allow_private: bool) -> Self {
+    pub fn new(allow_private: bool, own: Option<OwnServer>) -> Self {
         let config = Agent::config_builder()
             .http_status_as_error(false)
             .timeout_global(Some(TRY_MAX))
@@ -125,32 +171,42 @@ impl SpspClient {
             .proxy(None)
             .accept("application/spsp4+json, application/spsp+json")
             .user_agent(concat!("clearway/", env!("CARGO_PKG_VERSION")))
+            .max_idle_connections(IDLE_MAX)
+            .max_idle_connections_per_host(IDLE_TO_ONE_MAX)
             .build();
         let resolver = PublicOnly {
             names: DefaultResolver::default(),
             allow_private,
+            recent: Mutex::default(),
         };
         Self {
             agent: Agent::with_parts(config, DefaultConnector::default(), resolver),
             allow_private,
+            own,
+        }
+    }
+
+    /// What [`Self::query`] of an [`endpoint`] would give, if this process answers there. Does not wait.
+    pub fn query_own(&self, endpoint: &Url) -> Option<Result<Destination, QueryError>> {
+        let own = self.own.as_ref().filter(|own| own.is_at(endpoint))?;
+        if let Err(refused) = self.check_allowed(endpoint) {
+            return Some(Err(refused));
+        }
+        let target = &endpoint[url::Position::BeforePath..url::Position::AfterQuery];
+        let answer = (own.answer)(target)?;
+        let read = check_head(answer.status, &answer.content_type)
+            .and_then(|()| read_body(&answer.body).map_err(|reason| Failure::Final(unreachable(reason))));
+        match read {
+            Ok(destination) => Some(Ok(destination)),
+            Err(Failure::Final(error)) => Some(Err(error)),
+            // Asking there asks again.
+            Err(Failure::Passing(_)) => None,
         }
     }
 
     /// Asks an [`endpoint`]. Blocks for 15 seconds at most.
     pub fn query(&self, endpoint: &Url) -> Result<Destination, QueryError> {
-        if !self.allow_private {
-            if endpoint.scheme() != "https" {
-                return Err(QueryError::NotAllowed(PLAIN_HTTP));
-            }
-            let address = match endpoint.host() {
-                Some(Host::Ipv4(address)) => Some(IpAddr::from(address)),
-                Some(Host::Ipv6(address)) => Some(IpAddr::from(address)),
-                _ => None,
-            };
-            if address.is_some_and(|address| !is_public(address)) {
-                return Err(QueryError::NotAllowed(PRIVATE));
-            }
-        }
+        self.check_allowed(endpoint)?;
         let mut pauses = PAUSES.iter();
         loop {
             match self.ask(endpoint) {
@@ -164,45 +220,46 @@ impl SpspClient {
         }
     }
 
+    /// What can be said of a URL before its name is resolved.
+    fn check_allowed(&self, endpoint: &Url) -> Result<(), QueryError> {
+        if !self.allow_private {
+            if endpoint.scheme() != "https" {
+                return Err(QueryError::NotAllowed(PLAIN_HTTP));
+            }
+            let address = match endpoint.host() {
+                Some(Host::Ipv4(address)) => Some(IpAddr::from(address)),
+                Some(Host::Ipv6(address)) => Some(IpAddr::from(address)),
+                _ => None,
+            };
+            if address.is_some_and(|address| !is_public(address)) {
+                return Err(QueryError::NotAllowed(PRIVATE));
+            }
+        }
+        Ok(())
+    }
+
     fn ask(&self, endpoint: &Url) -> Result<Destination, Failure> {
-        let unreachable = |reason: &str| QueryError::Unreachable(format!("the receiver's server {reason}"));
         let mut response = self.agent.get(endpoint.as_str()).call().map_err(|error| match error {
             ureq::Error::Other(error) if error.is::<NotPublic>() => Failure::Final(QueryError::NotAllowed(PRIVATE)),
             ureq::Error::RequireHttpsOnly(_) => Failure::Final(QueryError::NotAllowed(PLAIN_HTTP)),
             error => Failure::Final(unreachable(reason_of(&error))),
         })?;
-        let status = response.status();
-        if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS {
-            return Err(Failure::Passing(unreachable(&format!("answered {}", status.as_u16()))));
-        }
-        let mut read = || -> Result<Destination, &'static str> {
-            if status != StatusCode::OK {
-                return Err(match status.as_u16() {
-                    404 => "knows no such receiver (404)",
-                    300..=399 => "redirects without an end",
-                    _ => "refused to say where to pay",
-                });
-            }
-            let media_type = response
-                .headers()
-                .get("content-type")
-                .and_then(|value| value.to_str().ok());
-            let media_type = media_type
-                .and_then(|value| value.split(';').next())
-                .unwrap_or_default()
-                .trim();
-            if !MEDIA_TYPES.iter().any(|known| known.eq_ignore_ascii_case(media_type)) {
-                return Err("answered with another media type than SPSP has");
-            }
-            let body = response.body_mut().with_config().limit(ANSWER_BYTES_MAX);
-            let text = body.read_to_string().map_err(|error| match error {
+        let content_type = response.headers().get("content-type");
+        let content_type = content_type.and_then(|value| value.to_str().ok()).unwrap_or_default();
+        check_head(response.status().as_u16(), content_type)?;
+        let body = response.body_mut().with_config().limit(ANSWER_BYTES_MAX);
+        body.read_to_vec()
+            .map_err(|error| match error {
                 ureq::Error::BodyExceedsLimit(_) => "answered with more than SPSP has to say",
                 _ => "did not finish its answer",
-            })?;
-            read_answer(&text)
-        };
-        read().map_err(|reason| Failure::Final(unreachable(reason)))
+            })
+            .and_then(|body| read_body(&body))
+            .map_err(|reason| Failure::Final(unreachable(reason)))
     }
+}
+
+fn unreachable(reason: &str) -> QueryError {
+    QueryError::Unreachable(format!("the receiver's server {reason}"))
 }
 
 /// Whether asking again may help.
@@ -211,13 +268,31 @@ enum Failure {
     Passing(QueryError),
 }
 
-fn read_answer(text: &str) -> Result<Destination, &'static str> {
+/// Whether the body of an answer is worth reading.
+fn check_head(status: u16, content_type: &str) -> Result<(), Failure> {
+    let reason = match status {
+        200 => {
+            let media_type = content_type.split(';').next().unwrap_or_default().trim();
+            if MEDIA_TYPES.iter().any(|known| known.eq_ignore_ascii_case(media_type)) {
+                return Ok(());
+            }
+            "answered with another media type than SPSP has"
+        }
+        429 | 500..=599 => return Err(Failure::Passing(unreachable(&format!("answered {status}")))),
+        404 => "knows no such receiver (404)",
+        300..=399 => "redirects without an end",
+        _ => "refused to say where to pay",
+    };
+    Err(Failure::Final(unreachable(reason)))
+}
+
+fn read_body(body: &[u8]) -> Result<Destination, &'static str> {
     #[derive(Deserialize)]
     struct Answer {
         destination_account: String,
         shared_secret: String,
     }
-    let answer: Answer = serde_json::from_str(text).map_err(|_| "answered with no SPSP answer")?;
+    let answer: Answer = serde_json::from_slice(body).map_err(|_| "answered with no SPSP answer")?;
     if Address::parse(answer.destination_account.as_bytes()).is_err() {
         return Err("answered with an address that is none");
     }
@@ -245,6 +320,60 @@ fn reason_of(error: &ureq::Error) -> &'static str {
 struct PublicOnly {
     names: DefaultResolver,
     allow_private: bool,
+    /// What names and ports were resolved to a moment ago.
+    recent: Mutex<HashMap<(Box<str>, u16), Recent>>,
+}
+
+#[derive(Debug)]
+struct Recent {
+    found: Vec<SocketAddr>,
+    at: Instant,
+}
+
+impl PublicOnly {
+    /// The library starts a thread for each look-up, so that it can stop waiting for it: it is left alone where the answer
+    /// is an address already, or was the same a moment ago.
+    fn look_up(&self, uri: &Uri, config: &Config, timeout: NextTimeout) -> Result<ResolvedSocketAddrs, ureq::Error> {
+        let Some((host, port)) = host_and_port(uri) else {
+            return self.names.resolve(uri, config, timeout);
+        };
+        let mut found = self.empty();
+        if let Ok(address) = host.trim_start_matches('[').trim_end_matches(']').parse() {
+            found.push(SocketAddr::new(address, port));
+            return Ok(found);
+        }
+        let key = (host.to_ascii_lowercase().into_boxed_str(), port);
+        if let Some(recent) = self.recent().get(&key).filter(|recent| recent.at.elapsed() < NAME_KEPT) {
+            recent.found.iter().for_each(|address| found.push(*address));
+            return Ok(found);
+        }
+        let found = self.names.resolve(uri, config, timeout)?;
+        let recent = Recent {
+            found: found.to_vec(),
+            at: Instant::now(),
+        };
+        let mut all = self.recent();
+        if all.len() >= NAMES_KEPT_MAX {
+            // Those that were forgotten in vain are looked up again.
+            all.clear();
+        }
+        all.insert(key, recent);
+        Ok(found)
+    }
+
+    fn recent(&self) -> MutexGuard<'_, HashMap<(Box<str>, u16), Recent>> {
+        // Each change of the table is one step.
+        self.recent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn host_and_port(uri: &Uri) -> Option<(&str, u16)> {
+    let port = uri.port_u16().or(match uri.scheme_str() {
+        Some("http") => Some(80),
+        Some("https") => Some(443),
+        _ => None,
+    });
+    Some((uri.host()?, port?))
 }
 
 /// A name that leads only to where we do not connect.
@@ -254,7 +383,7 @@ struct NotPublic;
 
 impl Resolver for PublicOnly {
     fn resolve(&self, uri: &Uri, config: &Config, timeout: NextTimeout) -> Result<ResolvedSocketAddrs, ureq::Error> {
-        let found = self.names.resolve(uri, config, timeout)?;
+        let found = self.look_up(uri, config, timeout)?;
         if self.allow_private {
             return Ok(found);
         }
@@ -491,20 +620,179 @@ mod tests {
             (vec!["nonsense".into()], "the receiver's server"),
             (vec![String::new()], "the receiver's server"),
         ] {
-            let url = format!("http://{}/bob", serve(answers.clone()));
-            let found = SpspClient::new(true).query(&endpoint(&url).unwrap());
-            let found = match found {
-                Ok(destination) => {
-                    assert_eq!(destination.shared_secret[..4], [0xea, 0x34, 0x79, 0x88]);
-                    destination.address.to_string()
+            let server = serve(answers.clone());
+            let url = format!("http://{server}/bob");
+            let found = SpspClient::new(true, None).query(&endpoint(&url).unwrap());
+            let in_words = |found| match found {
+                Ok(Destination { address, shared_secret }) => {
+                    assert_eq!(shared_secret[..4], [0xea, 0x34, 0x79, 0x88]);
+                    String::from(address)
                 }
-                Err(error) => error.to_string(),
+                Err(error) => QueryError::to_string(&error),
             };
+            let found = in_words(found);
             assert!(
                 found.contains(expected),
                 "{found} and not {expected} of {answers:.300?}"
             );
+            // The same words from this process mean the same, if they are an answer to the first question.
+            let own = own_server(server, answers[0].clone());
+            if let Some(known) = SpspClient::new(true, Some(own)).query_own(&endpoint(&url).unwrap()) {
+                assert_eq!(in_words(known), found);
+            }
         }
+    }
+
+    /// Says what a server at `address` would, if that is whole and final.
+    fn own_server(address: SocketAddr, answer: String) -> OwnServer {
+        let answer = move |target: &str| {
+            assert_eq!(target, "/bob");
+            let (head, body) = answer.split_once("\r\n\r\n")?;
+            let status = head.split(' ').nth(1)?.parse().ok().filter(|status| *status != 302)?;
+            let is_whole = head.ends_with(&format!("content-length: {}", body.len()));
+            let content_type = head.lines().find_map(|line| line.strip_prefix("content-type: "));
+            // What is too long is so for the wire only.
+            (is_whole && body.len() < 1_000).then(|| Answer {
+                status,
+                content_type: content_type.unwrap_or_default().to_owned(),
+                body: body.into(),
+            })
+        };
+        OwnServer {
+            address,
+            answer: Box::new(answer),
+        }
+    }
+
+    #[test]
+    fn what_this_process_answers_itself() {
+        let known = |listens: &str, allow_private, url: &str| {
+            let answer = |target: &str| {
+                (target != "/accounts").then(|| Answer {
+                    status: 200,
+                    content_type: "application/spsp4+json".to_owned(),
+                    body: serde_json::to_vec(&serde_json::json!({
+                        "destination_account": "example.red.bob",
+                        "shared_secret": base64::encode(&[7; 32]),
+                    }))
+                    .unwrap(),
+                })
+            };
+            let own = OwnServer {
+                address: listens.parse().unwrap(),
+                answer: Box::new(answer),
+            };
+            let found = SpspClient::new(allow_private, Some(own)).query_own(&endpoint(url).unwrap());
+            found.map(|found| found.map(|destination| destination.address.to_string()))
+        };
+        let here = Some(Ok("example.red.bob".to_owned()));
+        let refused = |why| Some(Err(QueryError::NotAllowed(why)));
+        for (listens, allow_private, url, expected) in [
+            (
+                "127.0.0.1:7770",
+                true,
+                "http://127.0.0.1:7770/accounts/bob/spsp",
+                here.clone(),
+            ),
+            ("127.0.0.1:7770", true, "http://127.0.0.1:7770/", here.clone()),
+            ("127.0.0.1:80", true, "http://127.0.0.1/bob", here.clone()),
+            ("[::1]:7770", true, "http://[::1]:7770/bob", here.clone()),
+            ("0.0.0.0:7770", true, "http://127.0.0.1:7770/bob", here.clone()),
+            ("0.0.0.0:7770", true, "http://127.1.2.3:7770/bob", here.clone()),
+            ("[::]:7770", true, "http://[::1]:7770/bob", here),
+            // Not a question of this protocol.
+            ("127.0.0.1:7770", true, "http://127.0.0.1:7770/accounts", None),
+            // Elsewhere, for all we know.
+            ("127.0.0.1:7770", true, "http://127.0.0.1:7771/bob", None),
+            ("127.0.0.1:7770", true, "http://127.0.0.2:7770/bob", None),
+            ("127.0.0.1:7770", true, "http://localhost:7770/bob", None),
+            ("127.0.0.1:7770", true, "http://[::1]:7770/bob", None),
+            ("127.0.0.1:7770", true, "https://127.0.0.1:7770/bob", None),
+            ("127.0.0.1:443", true, "https://127.0.0.1/bob", None),
+            ("0.0.0.0:7770", true, "http://192.168.1.1:7770/bob", None),
+            ("[::]:7770", true, "http://127.0.0.1:7770/bob", None),
+            // What is not allowed is not allowed here either.
+            (
+                "127.0.0.1:7770",
+                false,
+                "http://127.0.0.1:7770/bob",
+                refused(PLAIN_HTTP),
+            ),
+            ("8.8.8.8:80", false, "http://8.8.8.8/bob", refused(PLAIN_HTTP)),
+        ] {
+            assert_eq!(known(listens, allow_private, url), expected, "{url} at {listens}");
+        }
+    }
+
+    #[test]
+    fn names_are_looked_up_once_in_a_moment() {
+        let resolver = PublicOnly {
+            names: DefaultResolver::default(),
+            allow_private: true,
+            recent: Mutex::default(),
+        };
+        let resolve = |url: &str| {
+            let timeout = NextTimeout {
+                after: TRY_MAX.into(),
+                reason: ureq::Timeout::Resolve,
+                ..NextTimeout::default()
+            };
+            let found = resolver.resolve(&url.parse().unwrap(), &Config::default(), timeout);
+            found.map(|found| found.to_vec()).unwrap_or_default()
+        };
+        for (url, expected) in [
+            ("http://127.0.0.1/x", "127.0.0.1:80"),
+            ("https://8.8.8.8/", "8.8.8.8:443"),
+            ("http://[::1]:7770/", "[::1]:7770"),
+        ] {
+            assert_eq!(resolve(url), [expected.parse().unwrap()], "{url}");
+        }
+        assert!(resolver.recent().is_empty(), "an address is no name");
+        let found = resolve("http://localhost:7770/");
+        assert!(
+            !found.is_empty()
+                && found
+                    .iter()
+                    .all(|address| address.ip().is_loopback() && address.port() == 7770)
+        );
+        let key = (Box::from("localhost"), 7770);
+        let marked: SocketAddr = "127.9.9.9:7770".parse().unwrap();
+        let just_now = Recent {
+            found: vec![marked],
+            // A machine that stands still for a second must not end its time.
+            at: Instant::now() + TRY_MAX * 100,
+        };
+        resolver.recent().insert(key.clone(), just_now);
+        assert_eq!(resolve("http://LOCALHOST:7770/y"), [marked], "not looked up again");
+        assert_ne!(resolve("http://localhost:7771/"), [marked]);
+        let before = Instant::now().checked_sub(NAME_KEPT).unwrap();
+        resolver.recent().get_mut(&key).unwrap().at = before;
+        assert_eq!(resolve("http://localhost:7770/"), found, "looked up again");
+        // A name that leads nowhere is not remembered, and the table does not grow for ever.
+        assert!(resolve(&format!("http://{}/", "a".repeat(64))).is_empty());
+        assert_eq!(resolver.recent().len(), 2);
+        for number in 0..NAMES_KEPT_MAX {
+            let recent = Recent {
+                found: Vec::new(),
+                at: before,
+            };
+            resolver.recent().insert((number.to_string().into(), 80), recent);
+        }
+        resolve("http://localhost:7772/");
+        assert_eq!(resolver.recent().len(), 1);
+        // What is remembered is hidden like everything else.
+        let public_only = PublicOnly {
+            allow_private: false,
+            ..resolver
+        };
+        let timeout = NextTimeout {
+            after: TRY_MAX.into(),
+            reason: ureq::Timeout::Resolve,
+            ..NextTimeout::default()
+        };
+        let uri = "http://localhost:7772/".parse().unwrap();
+        let refused = public_only.resolve(&uri, &Config::default(), timeout);
+        assert!(matches!(refused, Err(ureq::Error::Other(_))), "{refused:?}");
     }
 
     #[test]
@@ -512,7 +800,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         listener.set_nonblocking(true).unwrap();
         let port = listener.local_addr().unwrap().port();
-        let client = SpspClient::new(false);
+        let client = SpspClient::new(false, None);
         for (url, expected) in [
             (format!("https://127.0.0.1:{port}/x"), PRIVATE),
             (format!("https://localhost:{port}/x"), PRIVATE),
@@ -528,7 +816,7 @@ mod tests {
         // Nobody listens on a port that has just been given back.
         drop(listener);
         let url = endpoint(&format!("http://127.0.0.1:{port}/x")).unwrap();
-        let refused = SpspClient::new(true).query(&url).err().unwrap();
+        let refused = SpspClient::new(true, None).query(&url).err().unwrap();
         assert!(refused.to_string().contains("cannot be connected to"), "{refused}");
     }
 }

@@ -55,6 +55,7 @@ pub struct Issued {
 }
 
 /// What all tokens of a node are made from.
+#[derive(Clone)]
 pub struct TokenMaker {
     shared_secrets: hmac::Key,
     tokens: hmac::Key,
