@@ -285,15 +285,21 @@ fn ended(record: &Record, warnings: &[Warning]) -> ApiResponse {
 
 /// `unpaid` is what would have been paid.
 fn problem_of(refused: Refused, unpaid: &Record) -> Problem {
-    let nothing_sent = || PaymentAnswer::new(unpaid, &[]);
+    let nothing_sent = |detail: &str| {
+        let mut unpaid = unpaid.clone();
+        unpaid.state = State::Failed;
+        unpaid.detail = Some(detail.into());
+        PaymentAnswer::new(&unpaid, &[])
+    };
     match refused {
         Refused::NotAllowed(rule) => {
             let problem = Problem::field(Kind::ReceiverNotAllowed, "receiver", Fault::Invalid, rule);
-            problem.with_payment(nothing_sent())
+            problem.with_payment(nothing_sent(rule))
         }
         Refused::Unreachable(reason) => {
             let detail = format!("{reason}; nothing was sent");
-            Problem::new(Kind::ReceiverUnreachable, detail).with_payment(nothing_sent())
+            let unpaid = nothing_sent(&detail);
+            Problem::new(Kind::ReceiverUnreachable, detail).with_payment(unpaid)
         }
         Refused::KeyConflict => Problem::new(
             Kind::IdempotencyConflict,

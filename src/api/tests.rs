@@ -1460,7 +1460,7 @@ fn payments() {
         (pay, alice, r#"{"receiver":"$other.example","source_amount":1}"#, 400, &[
             "receiver_not_allowed", r#""payment":{"from":"example.hub.alice","to":null,"sent_amount":0,"#,
         ]),
-        (pay, alice, &hundred("gone"), 502, &["receiver_unreachable", "nothing was sent", r#""id":null"#]),
+        (pay, alice, &hundred("gone"), 502, &["receiver_unreachable", "nothing was sent", r#""id":null"#, r#""state":"failed""#]),
         // Ends of payments.
         (pay, alice, &hundred("rejects"), 502, &[
             r#""title":"Payment Failed","status":502,"code":"rejected","detail":"the path rejected a packet with F02 (Unreachable); 40 of 100 units of ABC at scale 9 were sent, 39 units of XYZ at scale 2 delivered""#,
