@@ -1,11 +1,13 @@
-//! What the way costs: one look-up by longest prefix among 10, 10,000 and 1,000,000 of them. Every answer is compared with
-//! that of an ordinary map that is asked for one prefix after the other.
+//! What the way costs: one look-up by longest prefix among 10, 10,000 and 1,000,000 of them, against an ordinary map that
+//! is asked for one prefix after the other, and whose answers are those that the table must give; and what it costs to
+//! build a table of them.
 
 use std::collections::HashMap;
 use std::hint::black_box;
+use std::sync::Arc;
 
 use clearway::ledger::AccountId;
-use clearway::routing::forwarding::Forwarding;
+use clearway::routing::forwarding::{Amended, CHANGES_MAX, Forwarding};
 use clearway::wire::address::Address;
 use criterion::Criterion;
 
@@ -17,7 +19,7 @@ mod support;
 const NOWHERE: u64 = u64::MAX;
 
 fn main() {
-    support::main(&[prefixes]);
+    support::main(&[ten, ten_thousand, a_million, snapshot]);
 }
 
 /// Prefixes as a hub has them: peers, its own accounts, regions of its peers, and a second account below each of its own,
@@ -49,7 +51,7 @@ fn destinations(random: &mut Random, routes: &[String], count: usize) -> Vec<Str
 }
 
 /// The next hop by definition: of all beginnings that end before a dot or with the address, the longest in the map.
-fn lookup_by_definition(map: &HashMap<&str, u32>, destination: &str) -> Option<u32> {
+fn lookup_by_definition(map: &HashMap<String, u32>, destination: &str) -> Option<u32> {
     let dots = destination.rmatch_indices('.').map(|(at, _)| at);
     [destination.len()]
         .into_iter()
@@ -62,52 +64,77 @@ fn digest_of(answers: impl Iterator<Item = Option<u32>>) -> u64 {
     numbers.collect::<Digest>().get()
 }
 
-/// A table, what is asked of it, and the digest of the right answers.
-struct Case {
-    table: Forwarding,
-    destinations: Vec<String>,
-    expected: u64,
+fn table_of(routes: &[String]) -> Forwarding {
+    let numbers = (0..).map(AccountId::new);
+    routes.iter().zip(numbers).collect()
 }
 
-impl Case {
-    fn new(random: &mut Random, prefix_count: usize, destination_count: usize) -> Self {
-        let routes = routes(prefix_count);
-        let destinations = destinations(random, &routes, destination_count);
-        let numbered = || routes.iter().map(String::as_str).zip(0..);
-        let map: HashMap<&str, u32> = numbered().collect();
-        assert_eq!(map.len(), prefix_count, "every prefix is another");
-        let answers = destinations
-            .iter()
-            .map(|destination| lookup_by_definition(&map, destination));
-        Self {
-            expected: digest_of(answers),
-            table: numbered()
-                .map(|(prefix, next_hop)| (prefix, AccountId::new(next_hop)))
-                .collect(),
-            destinations,
-        }
-    }
-
-    fn work(&self) -> Work<'_> {
-        // As in a packet that has been read: checked already.
-        let addresses: Vec<Address<'_>> = self
-            .destinations
-            .iter()
-            .map(|destination| Address::parse(destination.as_bytes()).expect("an address was made"))
-            .collect();
-        Work::new(format!("{} prefixes", self.table.len()), self.expected, move || {
-            let lookup = |&address: &Address<'_>| self.table.lookup(address).map(AccountId::get);
-            digest_of(black_box(&addresses).iter().map(lookup))
-        })
-    }
+fn map_of(routes: &[String]) -> HashMap<String, u32> {
+    routes.iter().cloned().zip(0..).collect()
 }
 
-fn prefixes(criterion: &mut Criterion) {
-    let counts = [10, size(100, 10_000), size(1_000, 1_000_000)];
+fn lookups(criterion: &mut Criterion, prefix_count: usize) {
     // So many that what they touch of a large table does not stay in the caches near the core.
     let destination_count = size(200, 65_536);
     let mut random = Random::from_seed(6);
-    let cases = counts.map(|count| Case::new(&mut random, count, destination_count));
-    let works = cases.iter().map(Case::work).collect();
-    measure(criterion, "forwarding/lookup", destination_count, works);
+    let routes = routes(prefix_count);
+    let destinations = destinations(&mut random, &routes, destination_count);
+    // As in a packet that has been read: checked already.
+    let addresses: Vec<Address<'_>> = destinations
+        .iter()
+        .map(|destination| Address::parse(destination.as_bytes()).expect("an address was made"))
+        .collect();
+
+    let map = map_of(&routes);
+    assert_eq!(map.len(), prefix_count, "every prefix is another");
+    let by_definition = || digest_of(black_box(&destinations).iter().map(|it| lookup_by_definition(&map, it)));
+    let expected = by_definition();
+
+    let table = Arc::new(table_of(&routes));
+    // The same ways, but some of them were others before.
+    let before = routes.iter().zip(0..).map(|(prefix, number)| {
+        let is_changed = number < CHANGES_MAX as u32 - 1;
+        (prefix, AccountId::new(if is_changed { u32::MAX - 1 } else { number }))
+    });
+    let mut amended = Amended::new(Arc::new(before.collect()));
+    for (prefix, number) in routes.iter().zip(0..).take(CHANGES_MAX - 1) {
+        amended.set(prefix.as_str().into(), Some(AccountId::new(number)));
+    }
+
+    let works = vec![
+        Work::new("map", expected, by_definition),
+        Work::new("table", expected, || {
+            let lookup = |address: &Address<'_>| table.lookup(*address).map(AccountId::get);
+            digest_of(black_box(&addresses).iter().map(lookup))
+        }),
+        Work::new(format!("table, {} changes", amended.changed()), expected, || {
+            let lookup = |address: &Address<'_>| amended.lookup(*address).map(AccountId::get);
+            digest_of(black_box(&addresses).iter().map(lookup))
+        }),
+    ];
+    let group = format!("forwarding/lookup among {prefix_count}");
+    measure(criterion, &group, destination_count, works);
+}
+
+fn ten(criterion: &mut Criterion) {
+    lookups(criterion, 10);
+}
+
+fn ten_thousand(criterion: &mut Criterion) {
+    lookups(criterion, size(100, 10_000));
+}
+
+fn a_million(criterion: &mut Criterion) {
+    lookups(criterion, size(1_000, 1_000_000));
+}
+
+/// Each counts as one prefix, so what a million of them takes is as many milliseconds as one of them nanoseconds.
+fn snapshot(criterion: &mut Criterion) {
+    let routes = routes(size(1_000, 1_000_000));
+    let count = routes.len();
+    let works = vec![
+        Work::new("map", count as u64, || black_box(map_of(&routes)).len() as u64),
+        Work::new("table", count as u64, || black_box(table_of(&routes)).len() as u64),
+    ];
+    measure(criterion, &format!("forwarding/build {count}"), count, works);
 }

@@ -1,12 +1,15 @@
 //! What the rules of a packet cost, without its sockets and its disk: a Prepare is read, checked, routed, held, noted in
 //! flight and patched; its Fulfill is read, verified and booked. Against SHA-256 of the fulfillment, which no connector
-//! can leave out; and with many accounts and routes against few.
+//! can leave out; with many accounts and routes against few; and how long packets wait when a large table of routes is
+//! replaced.
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::hint::black_box;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use clearway::ledger::account::ROUND_TRIP_TIME_MS_DEFAULT;
 use clearway::ledger::{Account, AccountId, AccountLimits, Asset, AssetId, OrDefault, PackedLinks, RoutingRelation};
@@ -16,7 +19,8 @@ use clearway::pipeline::incoming::Incoming;
 use clearway::pipeline::outgoing::LinkState;
 use clearway::pipeline::rates::{Decimal, Rates};
 use clearway::pipeline::response::{Answer, Outcome};
-use clearway::pipeline::{Now, Pipeline, Settings};
+use clearway::pipeline::{LOCAL, Now, Pipeline, Settings};
+use clearway::routing::forwarding::Forwarding;
 use clearway::wire::packet::{Fulfill, Prepare, patch_prepare};
 use criterion::Criterion;
 use ring::digest::{SHA256, digest};
@@ -37,7 +41,7 @@ const LINK: LinkState = LinkState::Up { carrier: 1 };
 const WINDOW: usize = 512;
 
 fn main() {
-    support::main(&[packet, accounts]);
+    support::main(&[packet, accounts, replaced_routes]);
 }
 
 /// A packet as its two links see it.
@@ -184,10 +188,12 @@ impl Hub {
         let rates = BTreeMap::from([("ABC".to_owned(), rate("148.24")), ("XYZ".to_owned(), rate("1"))]);
         pipeline.set_rates(Arc::new(Rates::new(rates).expect("both are positive")));
         for id in 0..accounts as u32 {
-            let account = account(id, setup);
-            pipeline.set_route(account.ilp_address.clone(), account.id);
-            pipeline.put_account(Arc::new(account), 0, CLOCK);
+            pipeline.put_account(Arc::new(account(id, setup)), 0, CLOCK);
         }
+        // As the node makes it: its own address among the others.
+        let routes = (0..accounts as u32).map(|id| (address(id), AccountId::new(id)));
+        let own = [("test.hub".to_owned(), LOCAL)];
+        pipeline.set_routes(Arc::new(routes.chain(own).collect()));
         Self {
             setup,
             pipeline,
@@ -201,18 +207,22 @@ impl Hub {
     fn run(&mut self, traffic: &Traffic, window: usize) -> u64 {
         let mut digest = Digest::default();
         for batch in traffic.packets.chunks(window) {
-            self.sent.clear();
-            self.in_flight.clear();
-            for packet in batch {
-                self.forward(packet, &traffic.bytes[packet.prepare.clone()], &mut digest);
-            }
-            black_box(&self.sent);
-            for (index, packet) in batch.iter().enumerate() {
-                let fulfill = &traffic.bytes[packet.fulfill.clone()];
-                self.fulfill(self.in_flight[index], packet, fulfill, &mut digest);
-            }
+            self.forward_all(traffic, batch, &mut digest);
         }
         digest.get()
+    }
+
+    fn forward_all(&mut self, traffic: &Traffic, batch: &[Packet], digest: &mut Digest) {
+        self.sent.clear();
+        self.in_flight.clear();
+        for packet in batch {
+            self.forward(packet, &traffic.bytes[packet.prepare.clone()], digest);
+        }
+        black_box(&self.sent);
+        for (index, packet) in batch.iter().enumerate() {
+            let fulfill = &traffic.bytes[packet.fulfill.clone()];
+            self.fulfill(self.in_flight[index], packet, fulfill, digest);
+        }
     }
 
     fn forward(&mut self, packet: &Packet, bytes: &[u8], digest: &mut Digest) {
@@ -316,4 +326,101 @@ fn accounts(criterion: &mut Criterion) {
         hub(many).work(format!("{many}, all in use"), &traffic[2], WINDOW),
     ];
     measure(criterion, "pipeline/accounts", packet_count, works);
+}
+
+/// The time that this thread has been running: what else the machine does is not in it.
+fn thread_time() -> Duration {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `time` is writable.
+    let read = unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
+    assert_eq!(read, 0, "every thread has such a clock");
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
+/// The longest of several turns: by the clock, and without what the thread did not run.
+#[derive(Clone, Copy, Default)]
+struct Longest {
+    passed: Duration,
+    running: Duration,
+}
+
+impl Longest {
+    fn time(&mut self, turn: impl FnOnce()) {
+        let (start, running) = (Instant::now(), thread_time());
+        turn();
+        self.passed = self.passed.max(start.elapsed());
+        self.running = self.running.max(thread_time() - running);
+    }
+}
+
+/// A shard forwards packets, a few in every turn, while another thread builds tables of a million routes, each with
+/// 10,000 others than the one before, and hands them over. The longest turn in which one came, beside the longest of all
+/// other turns.
+fn replaced_routes(_: &mut Criterion) {
+    const ACCOUNTS: usize = 100;
+    const PACKETS_PER_TURN: usize = 64;
+
+    let prefix_count = size(1_000, 1_000_000);
+    let replaced_count = prefix_count / 100;
+    let snapshots = size(2, 20);
+    let routes_after = |round: usize| -> Arc<Forwarding> {
+        let far = (0..prefix_count).map(|number| {
+            // In each round another hundredth of them moves to the other half of the accounts.
+            let moved = number / replaced_count <= round;
+            let next_hop = number % (ACCOUNTS / 2) + if moved { ACCOUNTS / 2 } else { 0 };
+            (format!("test.far-{number:07}"), AccountId::new(next_hop as u32))
+        });
+        let near = (0..ACCOUNTS as u32).map(|id| (address(id), AccountId::new(id)));
+        Arc::new(near.chain(far).chain([("test.hub".to_owned(), LOCAL)]).collect())
+    };
+
+    let traffic = Traffic::new(ACCOUNTS, PACKETS_PER_TURN * 64);
+    let mut hub = Hub::new(ACCOUNTS, Setup::Plain);
+    let (sender, receiver) = mpsc::sync_channel::<Arc<Forwarding>>(1);
+    let (done, all_have_it) = mpsc::sync_channel::<()>(1);
+    let (mut with, mut without) = (Longest::default(), Longest::default());
+    thread::scope(|scope| {
+        let routes_after = &routes_after;
+        scope.spawn(move || {
+            let mut kept = None;
+            for round in 0..snapshots {
+                let snapshot = routes_after(round);
+                sender.send(Arc::clone(&snapshot)).expect("the shard runs");
+                all_have_it.recv().expect("the shard runs");
+                // The one before goes here, and not where packets wait.
+                kept = Some(snapshot);
+            }
+            drop(kept);
+        });
+        let mut turns = traffic.packets.chunks(PACKETS_PER_TURN).cycle();
+        let mut digest = Digest::default();
+        loop {
+            let snapshot = match receiver.try_recv() {
+                Ok(snapshot) => Some(snapshot),
+                Err(mpsc::TryRecvError::Empty) => None,
+                Err(mpsc::TryRecvError::Disconnected) => break,
+            };
+            let has_new = snapshot.is_some();
+            let longest = if has_new { &mut with } else { &mut without };
+            longest.time(|| {
+                if let Some(snapshot) = snapshot {
+                    hub.pipeline.set_routes(snapshot);
+                }
+                hub.forward_all(&traffic, turns.next().expect("it goes round"), &mut digest);
+            });
+            if has_new {
+                done.send(()).expect("the other thread waits for it");
+            }
+        }
+        black_box(digest.get());
+    });
+    let us = |time: Duration| time.as_nanos() as f64 / 1_000.0;
+    for (name, longest) in [("with a new table", with), ("without", without)] {
+        println!(
+            "ratio  {:<44} {:>8.1} us running {:>8.1} us passed",
+            format!("pipeline/longest turn {name}"),
+            us(longest.running),
+            us(longest.passed)
+        );
+    }
 }

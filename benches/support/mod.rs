@@ -103,7 +103,8 @@ fn print_ratios(group: &str, elements: usize, works: &mut [Work<'_>]) {
     let first = &works[0].name;
     for (work, each) in works.iter().zip(&ns) {
         let name = format!("{group}/{}", work.name);
-        println!("ratio  {name:<44} {each:>8.1} ns each {:>7.2} x {first}", each / ns[0]);
+        let (ratio, per_second) = (each / ns[0], 1_000.0 / each);
+        println!("ratio  {name:<44} {each:>8.1} ns each {per_second:>7.2} million/s {ratio:>7.2} x {first}");
     }
 }
 

@@ -9,7 +9,8 @@ use std::sync::Arc;
 use crate::control::Readiness;
 use crate::control::fake::{FakeBook, FakeDirections, Node, PaymentDone, payment_end};
 use crate::ledger::account::AccountId;
-use crate::shard::control::{AccountState, BodySource, PaymentEnd, PaymentOrder, RefusedHere};
+use crate::pipeline::LOCAL;
+use crate::shard::control::{AccountState, BodySource, PaymentEnd, PaymentOrder, RefusedHere, Shards};
 use crate::stream::ratio::Ratio;
 use crate::stream::sender::{Bounds, Failure, Quote};
 use crate::wire::base64;
@@ -1226,12 +1227,16 @@ fn what_was_changed_is_there_after_a_restart() {
         &[r#"{"example.bob":"bob","g":"alice","g.hub.alice":"alice"}"#],
     )]);
     let initial = renamed.node.control.initial_changes();
-    let initial: Vec<String> = initial.iter().map(crate::control::fake::show).collect();
+    renamed.node.shards.take_published();
+    renamed.node.shards.publish(&initial);
     assert_eq!(
-        initial.join(" "),
-        "node:g.hub rates:1 account:alice@g.hub.alice account:bob@example.bob \
-         route:example.bob=1 route:g=0 route:g.hub.alice=0"
+        renamed.node.shards.take_published(),
+        "node:g.hub rates:1 account:alice@g.hub.alice account:bob@example.bob routes:4"
     );
+    let next_hop = |prefix| renamed.node.shards.next_hop(prefix);
+    let [alice, bob] = [0, 1].map(|number| Some(AccountId::new(number)));
+    let next_hops = ["example.bob", "g", "g.hub.alice", "g.hub"].map(next_hop);
+    assert_eq!(next_hops, [bob, alice, alice, Some(LOCAL)]);
 }
 
 #[test]

@@ -18,7 +18,7 @@ use crate::wire::timestamp::Timestamp;
 
 use super::edit::{AccountEdit, Edit, must_redial};
 use super::state::{DEFAULT_ROUTE, State, generated_address};
-use super::{Control, ControlError, Warning, as_changes};
+use super::{Control, ControlError, Warning};
 
 /// How long a caller waits for a BTP connection that the node dials. It is dialled for ever after that.
 pub const BTP_WAIT: Duration = Duration::from_secs(2);
@@ -101,9 +101,7 @@ impl Control {
             state.put_account(Arc::clone(&account));
             state.routes.apply(State::claims_of(&account))
         };
-        let mut published = vec![Change::Account(Arc::clone(&account))];
-        published.extend(as_changes(routes));
-        self.shards.publish(&published);
+        self.publish([Change::Account(Arc::clone(&account))], routes, []);
         drop(changes);
 
         Ok(self.outcome(account, true))
@@ -179,12 +177,9 @@ impl Control {
                 .routes
                 .apply(State::unclaims_of(&before).chain(State::claims_of(&after)))
         };
-        let mut published = vec![Change::Account(Arc::clone(&after))];
-        if changes_asset {
-            published.push(Change::ReopenAccount(after.id));
-        }
-        published.extend(as_changes(routes));
-        self.shards.publish(&published);
+        let account = [Change::Account(Arc::clone(&after))];
+        let reopened = changes_asset.then_some(Change::ReopenAccount(after.id));
+        self.publish(account.into_iter().chain(reopened), routes, []);
         drop(changes);
 
         let dials = must_redial(&before.links, &after.links);
@@ -259,9 +254,7 @@ impl Control {
             (routes, learned_routes)
         };
         // No packet finds the way to the account before the account goes.
-        let mut published: Vec<Change> = as_changes(routes).collect();
-        published.push(Change::RemoveAccount(account.id));
-        self.shards.publish(&published);
+        self.publish([], routes, [Change::RemoveAccount(account.id)]);
 
         if was_default && !removed_routes.iter().any(|prefix| **prefix == *DEFAULT_ROUTE) {
             removed_routes.insert(0, DEFAULT_ROUTE.into());

@@ -11,6 +11,7 @@ use std::time::Duration;
 use crate::ledger::PaymentNumber;
 use crate::ledger::account::{AccountId, Asset};
 use crate::ledger::audit::{AssetAudit, Audit};
+use crate::routing::forwarding::Forwarding;
 use crate::routing::table::Step;
 use crate::shard::control::{
     AccountState, Answered, Change, PaymentEnd, PaymentOrder, QUESTIONS_MAX, RefusedHere, Shards, StillInFlight,
@@ -229,9 +230,41 @@ pub(crate) struct FakeShards {
     payer: Mutex<Option<Payer>>,
     asked: Mutex<Vec<(AccountId, Vec<u8>)>>,
     neighbour: Mutex<Option<Neighbour>>,
+    routes: Mutex<FakeRoutes>,
+}
+
+/// What a shard knows of routes.
+#[derive(Default)]
+struct FakeRoutes {
+    snapshot: Option<Arc<Forwarding>>,
+    /// What was told since.
+    changes: BTreeMap<Arc<str>, Option<AccountId>>,
+}
+
+impl FakeRoutes {
+    fn apply(&mut self, change: &Change) {
+        match change {
+            Change::SetRoute { prefix, next_hop } => drop(self.changes.insert(Arc::clone(prefix), Some(*next_hop))),
+            Change::RemoveRoute { prefix } => drop(self.changes.insert(Arc::clone(prefix), None)),
+            Change::Routes(snapshot) => {
+                self.changes.clear();
+                let replaced = self.snapshot.replace(Arc::clone(snapshot));
+                let is_last = replaced.is_some_and(|replaced| Arc::into_inner(replaced).is_some());
+                assert!(!is_last, "no shard gives back the memory of a table");
+            }
+            _ => {}
+        }
+    }
 }
 
 impl FakeShards {
+    /// Where exactly this prefix leads, by all that was published.
+    pub(crate) fn next_hop(&self, prefix: &str) -> Option<AccountId> {
+        let routes = self.routes.lock().unwrap();
+        let in_snapshot = || routes.snapshot.as_ref().and_then(|snapshot| snapshot.get(prefix));
+        routes.changes.get(prefix).copied().unwrap_or_else(in_snapshot)
+    }
+
     /// What was published since the last call, one word per change.
     pub(crate) fn take_published(&self) -> String {
         std::mem::take(&mut *self.published.lock().unwrap()).join(" ")
@@ -263,6 +296,8 @@ impl FakeShards {
 
 impl Shards for FakeShards {
     fn publish(&self, changes: &[Change]) {
+        let mut routes = self.routes.lock().unwrap();
+        changes.iter().for_each(|change| routes.apply(change));
         self.published.lock().unwrap().extend(changes.iter().map(show));
     }
 
@@ -381,6 +416,7 @@ pub(crate) fn show(change: &Change) -> String {
         Change::RemoveAccount(id) => format!("remove:{id}"),
         Change::SetRoute { prefix, next_hop } => format!("route:{prefix}={next_hop}"),
         Change::RemoveRoute { prefix } => format!("no-route:{prefix}"),
+        Change::Routes(snapshot) => format!("routes:{}", snapshot.len()),
         Change::Rates(rates) => format!("rates:{}", rates.len()),
         Change::NodeAddress(address) => format!("node:{address}"),
     }

@@ -2,8 +2,9 @@
 //! published to all shards in one order, and only then answered.
 //!
 //! Owns the configuration between the HTTP API above and the store and the shards below. [`state`] is what stands,
-//! [`edit`] what a caller wants to be different; [`accounts`], [`routes`] and [`engines`] make the changes, [`list`] finds
-//! accounts, [`explain`] says where a packet would go, [`payments`] has payments made and remembers them.
+//! [`edit`] what a caller wants to be different; [`accounts`], [`routes`] and [`engines`] make the changes, [`publish`]
+//! brings routes to the shards, [`list`] finds accounts, [`explain`] says where a packet would go, [`payments`] has
+//! payments made and remembers them.
 //! Leaves HTTP and JSON to `api`, the record on disk to `store`, and the money to the shards; of balances it only asks.
 //!
 //! Always: changes happen one at a time; what readers see is durable; a change that was refused has changed nothing.
@@ -15,6 +16,7 @@ pub mod engines;
 pub mod explain;
 pub mod list;
 pub mod payments;
+mod publish;
 pub mod routes;
 mod state;
 
@@ -30,12 +32,13 @@ use crate::ledger::PaymentNumber;
 use crate::ledger::account::{Account, AccountId};
 use crate::ledger::audit::Audit;
 use crate::pipeline::rates::{Decimal, Rates};
-use crate::routing::table::{RouteChange, Step};
+use crate::routing::table::Step;
 use crate::shard::clock;
 use crate::shard::control::{AccountState, Change, Shards};
 use crate::store::{Applied, Book, Mutation, PAYMENT_KEY_BYTES, StoreError, StoredPayment, WriterHandle};
 
 pub use crate::store::BackupError;
+use publish::Published;
 use state::State;
 
 /// The book, as the cold half sees it. Every call may wait for the disk.
@@ -213,6 +216,7 @@ pub struct Control {
     state: RwLock<State>,
     /// Held from the validation of a change until all shards have it, so that all see changes in one order.
     changes: Mutex<Changes>,
+    published: Published,
     bookkeeper: Arc<dyn Bookkeeper>,
     shards: Arc<dyn Shards>,
     readiness: AtomicU8,
@@ -241,6 +245,7 @@ impl Control {
                 next_account_id,
                 closing: HashSet::new(),
             }),
+            published: Published::default(),
             bookkeeper,
             shards,
             readiness: AtomicU8::new(Readiness::Starting as u8),
@@ -301,8 +306,9 @@ impl Control {
 
     /// Everything that stands, as changes for shards that know nothing yet: accounts before the routes to them.
     pub fn initial_changes(&self) -> Vec<Change> {
+        let snapshot = self.first_snapshot();
         let state = self.read();
-        let mut changes = Vec::with_capacity(2 + state.directory.len() + state.routes.len());
+        let mut changes = Vec::with_capacity(3 + state.directory.len());
         changes.push(Change::NodeAddress(Arc::clone(&state.node_address)));
         changes.push(Change::Rates(Arc::clone(&state.rates)));
         changes.extend(
@@ -311,11 +317,7 @@ impl Control {
                 .iter()
                 .map(|account| Change::Account(Arc::clone(account))),
         );
-        let route = |(prefix, next_hop): (&Arc<str>, _)| Change::SetRoute {
-            prefix: Arc::clone(prefix),
-            next_hop,
-        };
-        changes.extend(state.routes.winners().map(route));
+        changes.push(Change::Routes(snapshot));
         changes
     }
 
@@ -415,16 +417,6 @@ fn rename(account: &Account, node_address: &Arc<str>) -> Result<Arc<Account>, St
             reason,
         }),
     }
-}
-
-/// What shards have to be told about routes.
-fn as_changes(changes: Vec<RouteChange>) -> impl Iterator<Item = Change> {
-    changes.into_iter().filter(|change| !change.same_next_hop).map(
-        |RouteChange { prefix, next_hop, .. }| match next_hop {
-            Some(next_hop) => Change::SetRoute { prefix, next_hop },
-            None => Change::RemoveRoute { prefix },
-        },
-    )
 }
 
 #[cfg(test)]

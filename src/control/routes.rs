@@ -8,11 +8,10 @@ use std::sync::Arc;
 
 use crate::ledger::account::{Account, AccountId};
 use crate::routing::table::{Candidate, Origin, Step};
-use crate::shard::control::Change;
 use crate::store::Mutation;
 
 use super::state::State;
-use super::{Changes, Control, ControlError, as_changes};
+use super::{Changes, Control, ControlError};
 
 /// Fixed routes a node may have. As many prefixes as the whole Internet has networks, at some 150 bytes each.
 pub const STATIC_ROUTES_MAX: usize = 1_000_000;
@@ -191,8 +190,7 @@ impl Control {
         self.bookkeeper.apply(steps.iter().filter_map(mutation).collect())?;
         // Durable: nothing below can fail.
         let routes = self.write().routes.apply(steps);
-        let published: Vec<Change> = as_changes(routes).collect();
-        self.shards.publish(&published);
+        self.publish_routes(routes);
         Ok(())
     }
 }

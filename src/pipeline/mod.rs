@@ -30,7 +30,7 @@ use std::sync::Arc;
 use crate::ledger::account::{StaticDefault, place_in};
 use crate::ledger::balance::InsufficientLiquidity;
 use crate::ledger::{Account, AccountId, AccountLimits, Asset, AssetId, Balance, Directory, Hold, Reservation};
-use crate::routing::forwarding::Forwarding;
+use crate::routing::forwarding::{Amended, Forwarding};
 use crate::wire::timestamp::Timestamp;
 
 use forward::Windows;
@@ -93,7 +93,7 @@ pub struct Pipeline {
     directory: Directory,
     /// The asset of each account, by its id.
     asset_ids: Vec<Option<AssetId>>,
-    forwarding: Forwarding,
+    forwarding: Amended,
     rates: Arc<Rates>,
     /// Made at the first packet between two assets, gone when the rates change. `None`: no rate.
     conversions: HashMap<(AssetId, AssetId), Option<Conversion>>,
@@ -120,7 +120,7 @@ impl Pipeline {
             own_scheme: "local".into(),
             directory: Directory::new(),
             asset_ids: Vec::new(),
-            forwarding: Forwarding::new(),
+            forwarding: Amended::new(Arc::new(Forwarding::empty())),
             rates: Arc::new(Rates::default()),
             conversions: HashMap::new(),
             members: Vec::new(),
@@ -216,18 +216,24 @@ impl Pipeline {
         self.directory.remove(id);
     }
 
-    pub fn set_route(&mut self, prefix: Arc<str>, next_hop: AccountId) {
-        self.forwarding.insert(prefix, next_hop);
+    /// Replaces all routes. Whoever made the ones before still has them, so that their memory is not given back here.
+    pub fn set_routes(&mut self, routes: Arc<Forwarding>) {
+        self.forwarding = Amended::new(routes);
+        self.keep_own_route();
     }
 
-    pub fn remove_route(&mut self, prefix: &str) {
-        self.forwarding.remove(prefix);
+    pub fn set_route(&mut self, prefix: Arc<str>, next_hop: AccountId) {
+        self.forwarding.set(prefix, Some(next_hop));
+    }
+
+    pub fn remove_route(&mut self, prefix: &Arc<str>) {
+        self.forwarding.set(prefix.clone(), None);
         self.keep_own_route();
     }
 
     pub fn set_node_address(&mut self, address: Arc<str>) {
         if self.forwarding.get(&self.node_address) == Some(LOCAL) {
-            self.forwarding.remove(&self.node_address);
+            self.forwarding.set(self.node_address.clone(), None);
         }
         self.own_scheme = address.split('.').next().unwrap_or_default().into();
         self.node_address = address;
@@ -238,7 +244,7 @@ impl Pipeline {
     /// come back. An account may have the node's own address; then it is its route.
     fn keep_own_route(&mut self) {
         if self.forwarding.get(&self.node_address).is_none() {
-            self.forwarding.insert(self.node_address.clone(), LOCAL);
+            self.forwarding.set(self.node_address.clone(), Some(LOCAL));
         }
     }
 

@@ -1,21 +1,26 @@
 //! The forwarding table: which account is the next hop for a destination (RFC 27, RFC 15).
 //!
 //! Owns the look-up: the longest prefix on whole segments wins, so `test.bob` leads to `test.bob.x` and never to
-//! `test.bobby`. Leaves to `routing::table` which routes there are and which of several for one prefix is in force.
+//! `test.bobby`. A [`Forwarding`] is a snapshot: built once, off the shards, then read by all of them and never changed.
+//! [`Amended`] is a shard's own view of it, with the few changes that were made since. Leaves to `routing::table` which
+//! routes there are and which of several for one prefix is in force, and to `control` when a new snapshot is due.
 //!
 //! Always: a prefix is as [`check_prefix`] returns it and has one next hop. The empty prefix is the default route. A
 //! look-up allocates nothing, and its work is bounded by the length of an address, whatever a peer sends or announces.
 
-use hashbrown::HashTable;
-
 use crate::ledger::account::AccountId;
 use crate::wire::address::{ADDRESS_BYTES_MAX, Address, check_prefix};
 
+mod amended;
+mod depths;
 mod hash;
-mod records;
+mod index;
+mod pages;
 
-use hash::{Keys, WORD_BYTES, find_dots, first_bytes, read_word, slot_hash};
-use records::Records;
+pub use amended::{Amended, CHANGES_MAX};
+use depths::{Depths, depth_of};
+use hash::{Keys, WORD_BYTES, find_dots, first_bytes, read_word};
+use index::Index;
 
 /// The most segments of an address, its scheme counted: every other byte is a dot.
 const SEGMENTS_MAX: usize = ADDRESS_BYTES_MAX.div_ceil(2);
@@ -26,137 +31,39 @@ const DEPTHS_MAX: usize = SEGMENTS_MAX + 1;
 /// Prefixes of so many different depths fit the small buffer of a look-up. A table rarely has more than five.
 const DEPTHS_FEW: usize = 8;
 
-/// Longest prefix to next hop.
+/// Longest prefix to next hop, as it was at one moment.
 ///
 /// Prefixes are hashed from left to right, once per look-up: the hash of every shorter prefix of a destination comes
 /// along at its border. They are then probed from the longest to the shortest, only at depths (numbers of segments)
-/// that some prefix of the table has.
+/// that some prefix of the table has. In a large table nearly all of the time goes into waiting for memory, so that of
+/// all borders is asked for before the first is looked at, and what comes in is what is needed: one line of the cache for
+/// a border, and the record of the prefix that wins.
 ///
-/// Memory beside the text of a prefix: 6 bytes of record, 6 to 12 of index, and an eighth of both texts and records in
-/// reserve.
-#[derive(Clone, Default)]
+/// Memory beside the text of a prefix: 6 bytes of record and 13 of index, once for all shards.
 pub struct Forwarding {
-    /// Where in `records` each prefix is, found by [`Keys`].
-    index: HashTable<u32>,
-    records: Records,
+    index: Index,
     depths: Depths,
     keys: Keys,
 }
 
 impl Forwarding {
-    pub fn new() -> Self {
-        Self::default()
+    /// A table without prefixes: nothing leads anywhere.
+    pub fn empty() -> Self {
+        Builder::new(0, 0).finish()
     }
 
     /// The next hop of the longest prefix that is `destination` or its beginning up to a dot.
     #[inline]
     pub fn lookup(&self, destination: Address<'_>) -> Option<AccountId> {
-        let bytes = destination.as_bytes();
-        if self.depths.different <= DEPTHS_FEW {
-            self.lookup_within::<DEPTHS_FEW>(bytes)
-        } else {
-            self.lookup_within::<DEPTHS_MAX>(bytes)
-        }
-    }
-
-    /// Looks up with room for `BORDERS` candidates: enough if the table has no more than `BORDERS` depths, because
-    /// the candidates all differ in depth.
-    fn lookup_within<const BORDERS: usize>(&self, destination: &[u8]) -> Option<AccountId> {
-        let deepest = self.depths.deepest()?;
-        let mut borders = [Border::default(); BORDERS];
-        let mut count = 0;
-        let mut note = |depth: usize, end: usize, hash: u32| {
-            if self.depths.has(depth) {
-                borders[count] = Border { end, hash };
-                count += 1;
-            }
-        };
-
-        let mut sum = self.keys.start();
-        note(0, 0, Keys::finish(sum));
-        'walk: {
-            let mut depth = 0;
-            if depth == deepest {
-                break 'walk;
-            }
-            for (index, chunk) in destination.chunks(WORD_BYTES).enumerate() {
-                let word = read_word(chunk);
-                let mut dots = find_dots(word);
-                while dots != 0 {
-                    let before = dots.trailing_zeros() as usize / 8;
-                    let begun = self.keys.add(sum, index, first_bytes(word, before));
-                    depth += 1;
-                    note(depth, index * WORD_BYTES + before, Keys::finish(begun));
-                    if depth == deepest {
-                        break 'walk;
-                    }
-                    dots &= dots - 1;
-                }
-                sum = self.keys.add(sum, index, word);
-            }
-            note(depth + 1, destination.len(), Keys::finish(sum));
-        }
-
-        borders[..count].iter().rev().find_map(|border| {
-            let at = self.find(&destination[..border.end], border.hash)?;
-            Some(self.records.next_hop(at))
-        })
-    }
-
-    /// Makes `next_hop` the way to `prefix`; returns the one it replaces.
-    ///
-    /// `prefix` must be as [`check_prefix`] returns it. Takes amortized constant time; one call in many reads the
-    /// whole table, which takes some 50 ms at a million prefixes.
-    pub fn insert(&mut self, prefix: impl AsRef<str>, next_hop: AccountId) -> Option<AccountId> {
-        let prefix = prefix.as_ref();
-        assert_eq!(
-            check_prefix(prefix),
-            Ok(prefix),
-            "prefixes are checked where they come in"
-        );
-        let hash = self.keys.hash(prefix.as_bytes());
-        if let Some(at) = self.find(prefix.as_bytes(), hash) {
-            let replaced = self.records.next_hop(at);
-            self.records.set_next_hop(at, next_hop);
-            return Some(replaced);
-        }
-        if self.index.len() == self.index.capacity() {
-            self.rebuild();
-        }
-        let at = self.records.push(prefix, next_hop);
-        let (records, keys) = (&self.records, &self.keys);
-        self.index
-            .insert_unique(slot_hash(hash), at, |&at| slot_hash(keys.hash(records.prefix(at))));
-        self.depths.add(depth_of(prefix));
-        None
-    }
-
-    /// Forgets the way to exactly this prefix; returns what it was.
-    pub fn remove(&mut self, prefix: &str) -> Option<AccountId> {
-        if prefix.len() > ADDRESS_BYTES_MAX {
-            return None;
-        }
-        let hash = self.keys.hash(prefix.as_bytes());
-        let records = &self.records;
-        let is_it = |&at: &u32| records.prefix(at) == prefix.as_bytes();
-        let slot = self.index.find_entry(slot_hash(hash), is_it).ok()?;
-        let (at, _) = slot.remove();
-        let removed = self.records.next_hop(at);
-        self.records.remove(at);
-        self.depths.remove(depth_of(prefix));
-        if self.records.is_mostly_gaps() {
-            self.rebuild();
-        }
-        Some(removed)
+        self.search(destination, &self.depths, |prefix, hash| self.index.find(prefix, hash))
     }
 
     /// The next hop set for exactly this prefix.
     pub fn get(&self, prefix: &str) -> Option<AccountId> {
-        if prefix.len() > ADDRESS_BYTES_MAX {
-            return None;
-        }
-        let at = self.find(prefix.as_bytes(), self.keys.hash(prefix.as_bytes()))?;
-        Some(self.records.next_hop(at))
+        let prefix = prefix.as_bytes();
+        (prefix.len() <= ADDRESS_BYTES_MAX)
+            .then(|| self.index.find(prefix, self.keys.hash(prefix)))
+            .flatten()
     }
 
     pub fn len(&self) -> usize {
@@ -164,49 +71,133 @@ impl Forwarding {
     }
 
     pub fn is_empty(&self) -> bool {
-        self.index.is_empty()
+        self.len() == 0
     }
 
-    /// All prefixes with their next hops, in no order to rely on.
-    pub fn iter(&self) -> impl Iterator<Item = (&str, AccountId)> {
-        self.records.iter().map(|at| {
-            let prefix = str::from_utf8(self.records.prefix(at)).expect("it was text when it came");
-            (prefix, self.records.next_hop(at))
-        })
+    /// All that the table takes, in bytes.
+    pub fn bytes(&self) -> usize {
+        size_of::<Self>() + size_of::<[u128; hash::WORDS_MAX + 1]>() + self.index.bytes()
     }
 
+    /// What `find` finds for the longest beginning of `destination` for which it finds something, among those that end at
+    /// a border and have one of `depths`.
     #[inline]
-    fn find(&self, prefix: &[u8], hash: u32) -> Option<u32> {
-        let is_it = |&at: &u32| self.records.prefix(at) == prefix;
-        self.index.find(slot_hash(hash), is_it).copied()
+    fn search(
+        &self,
+        destination: Address<'_>,
+        depths: &Depths,
+        find: impl Fn(&[u8], u64) -> Option<AccountId>,
+    ) -> Option<AccountId> {
+        let bytes = destination.as_bytes();
+        if depths.different() <= DEPTHS_FEW {
+            self.search_within::<DEPTHS_FEW>(bytes, depths, find)
+        } else {
+            self.search_within::<DEPTHS_MAX>(bytes, depths, find)
+        }
     }
 
-    /// Closes the gaps that removed prefixes have left, and makes room for an eighth more. Reads the records from
-    /// front to back, which took 50 ms for a million on the machine it was measured on: who must not wait so long
-    /// changes a copy of the table and puts it in the place of this one.
-    #[cold]
-    fn rebuild(&mut self) {
-        let room = self.len() / 8 + 8;
-        let mut index = HashTable::with_capacity(self.len() + room);
-        let mut records = Records::with_capacity(self.records.len_without_gaps() / 8 * 9);
-        for (prefix, next_hop) in self.iter() {
-            let hash = slot_hash(self.keys.hash(prefix.as_bytes()));
-            // There is room for all of them, so nothing is ever hashed again.
-            index.insert_unique(hash, records.push(prefix, next_hop), |_| unreachable!());
+    /// Searches with room for `BORDERS` candidates: enough if there are no more than `BORDERS` depths, because the
+    /// candidates all differ in depth.
+    #[inline]
+    fn search_within<const BORDERS: usize>(
+        &self,
+        destination: &[u8],
+        depths: &Depths,
+        find: impl Fn(&[u8], u64) -> Option<AccountId>,
+    ) -> Option<AccountId> {
+        let deepest = depths.deepest()?;
+        let mut borders = [Border::default(); BORDERS];
+        let mut count = 0;
+        let mut note = |end: usize, sum: u128| {
+            let hash = Keys::finish(sum);
+            self.index.prefetch(hash);
+            borders[count] = Border { end, hash };
+            count += 1;
+        };
+
+        let mut sum = self.keys.start();
+        if depths.has(0) {
+            note(0, sum);
         }
-        self.index = index;
-        self.records = records;
+        'walk: {
+            let mut depth = 0;
+            if depth == deepest {
+                break 'walk;
+            }
+            for index in 0..destination.len().div_ceil(WORD_BYTES) {
+                let word = read_word(destination, index);
+                let mut dots = find_dots(word);
+                while dots != 0 {
+                    let before = dots.trailing_zeros() as usize / 8;
+                    depth += 1;
+                    if depths.has(depth) {
+                        note(
+                            index * WORD_BYTES + before,
+                            self.keys.add(sum, index, first_bytes(word, before)),
+                        );
+                    }
+                    if depth == deepest {
+                        break 'walk;
+                    }
+                    dots &= dots - 1;
+                }
+                sum = self.keys.add(sum, index, word);
+            }
+            if depths.has(depth + 1) {
+                note(destination.len(), sum);
+            }
+        }
+
+        borders[..count]
+            .iter()
+            .rev()
+            .find_map(|border| find(&destination[..border.end], border.hash))
     }
 }
 
 impl<P: AsRef<str>> FromIterator<(P, AccountId)> for Forwarding {
     /// Of several next hops for one prefix the last one stays.
     fn from_iter<I: IntoIterator<Item = (P, AccountId)>>(routes: I) -> Self {
-        let mut table = Self::new();
-        for (prefix, next_hop) in routes {
-            table.insert(prefix, next_hop);
+        let routes: Vec<_> = routes.into_iter().collect();
+        let prefix_bytes = routes.iter().map(|(prefix, _)| prefix.as_ref().len()).sum();
+        let mut table = Builder::new(routes.len(), prefix_bytes);
+        for (prefix, next_hop) in &routes {
+            table.add(prefix.as_ref(), *next_hop);
         }
-        table
+        table.finish()
+    }
+}
+
+/// A table that is being built, prefix by prefix: who reads them from something that others wait for can do so in parts.
+pub struct Builder(Forwarding);
+
+impl Builder {
+    /// Room for so many prefixes, with so many bytes together.
+    pub fn new(prefixes: usize, prefix_bytes: usize) -> Self {
+        Self(Forwarding {
+            index: Index::with_capacity(prefixes, prefix_bytes),
+            depths: Depths::default(),
+            keys: Keys::default(),
+        })
+    }
+
+    /// Makes `next_hop` the way to `prefix`, which is as [`check_prefix`] returns it.
+    ///
+    /// # Panics
+    /// If there is no room.
+    pub fn add(&mut self, prefix: &str, next_hop: AccountId) {
+        let Forwarding { index, depths, keys } = &mut self.0;
+        assert_eq!(
+            check_prefix(prefix),
+            Ok(prefix),
+            "prefixes are checked where they come in"
+        );
+        index.insert(prefix.as_bytes(), keys.hash(prefix.as_bytes()), next_hop);
+        depths.add(depth_of(prefix));
+    }
+
+    pub fn finish(self) -> Forwarding {
+        self.0
     }
 }
 
@@ -214,62 +205,12 @@ impl<P: AsRef<str>> FromIterator<(P, AccountId)> for Forwarding {
 #[derive(Clone, Copy, Default)]
 struct Border {
     end: usize,
-    hash: u32,
-}
-
-/// The number of segments of a prefix: 0 for the empty one, 1 for a scheme.
-fn depth_of(prefix: &str) -> usize {
-    if prefix.is_empty() {
-        return 0;
-    }
-    1 + prefix.bytes().filter(|&byte| byte == b'.').count()
-}
-
-/// How many prefixes there are of each depth.
-#[derive(Clone, Default)]
-struct Depths {
-    /// By depth; ends with the deepest that has any, so it is empty when the table is.
-    prefixes: Vec<u32>,
-    /// Depths that have any.
-    different: usize,
-}
-
-impl Depths {
-    #[inline]
-    fn deepest(&self) -> Option<usize> {
-        self.prefixes.len().checked_sub(1)
-    }
-
-    #[inline]
-    fn has(&self, depth: usize) -> bool {
-        self.prefixes.get(depth).is_some_and(|&count| count > 0)
-    }
-
-    fn add(&mut self, depth: usize) {
-        if self.prefixes.len() <= depth {
-            self.prefixes.resize(depth + 1, 0);
-        }
-        self.prefixes[depth] += 1;
-        if self.prefixes[depth] == 1 {
-            self.different += 1;
-        }
-    }
-
-    fn remove(&mut self, depth: usize) {
-        self.prefixes[depth] -= 1;
-        if self.prefixes[depth] == 0 {
-            self.different -= 1;
-        }
-        while self.prefixes.last() == Some(&0) {
-            self.prefixes.pop();
-        }
-    }
+    hash: u64,
 }
 
 #[cfg(test)]
 mod tests {
     use super::hash::WORDS_MAX;
-    use super::records::PREFIX;
     use super::*;
     use proptest::prelude::*;
     use std::collections::BTreeMap;
@@ -369,9 +310,7 @@ mod tests {
         assert_eq!(lookup(&table, &longest), Some(1));
         assert_eq!(lookup(&table, &longest[..ADDRESS_BYTES_MAX - 1]), Some(2));
         assert_eq!(table.get(&longest), Some(AccountId::new(1)));
-        let too_long = format!("{longest}_");
-        assert_eq!(table.get(&too_long), None);
-        assert_eq!(table.clone().remove(&too_long), None);
+        assert_eq!(table.get(&format!("{longest}_")), None, "too long to be there");
     }
 
     #[test]
@@ -380,61 +319,41 @@ mod tests {
             0 => String::new(),
             _ => format!("g{}", ".a".repeat(depth - 1)),
         };
-        let mut table = Forwarding::new();
-        for depth in 0..=SEGMENTS_MAX {
-            table.insert(of_depth(depth), AccountId::new(depth as u32));
-        }
-        assert_eq!(of_depth(SEGMENTS_MAX).len(), ADDRESS_BYTES_MAX);
-        for depth in 2..SEGMENTS_MAX {
-            let destination = of_depth(depth);
-            assert_eq!(lookup(&table, &destination), Some(depth as u32));
-            assert_eq!(lookup(&table, &format!("{destination}b")), Some(depth as u32 - 1));
-        }
-        // And down again, so that tables of many depths and of few answer alike.
         let deepest = of_depth(SEGMENTS_MAX);
-        for depth in (0..=SEGMENTS_MAX).rev() {
-            assert_eq!(lookup(&table, &deepest), Some(depth as u32));
-            assert_eq!(table.remove(&of_depth(depth)), Some(AccountId::new(depth as u32)));
+        assert_eq!(deepest.len(), ADDRESS_BYTES_MAX);
+        // Tables of few depths and of many answer alike.
+        for depths in [
+            1,
+            2,
+            DEPTHS_FEW - 1,
+            DEPTHS_FEW,
+            DEPTHS_FEW + 1,
+            64,
+            65,
+            200,
+            DEPTHS_MAX,
+        ] {
+            let table: Forwarding = (0..depths)
+                .map(|depth| (of_depth(depth), AccountId::new(depth as u32)))
+                .collect();
+            for depth in 2..SEGMENTS_MAX {
+                let destination = of_depth(depth);
+                let found = |depth: usize| Some(depth.min(depths - 1) as u32);
+                assert_eq!(lookup(&table, &destination), found(depth));
+                assert_eq!(lookup(&table, &format!("{destination}b")), found(depth - 1));
+            }
+            assert_eq!(lookup(&table, &deepest), Some(depths as u32 - 1));
         }
-        assert_eq!(lookup(&table, &deepest), None);
     }
 
     #[test]
-    fn a_prefix_is_replaced_and_removed() {
-        let mut table = Forwarding::new();
-        assert_eq!(table.insert("g.a", AccountId::new(1)), None);
-        assert_eq!(
-            table.insert(Arc::<str>::from("g.a"), AccountId::new(2)),
-            Some(AccountId::new(1))
-        );
-        assert_eq!(table.len(), 1);
-        assert_eq!(table.get("g.a"), Some(AccountId::new(2)));
+    fn of_several_for_one_prefix_the_last_stays() {
+        let table = table("g.a=1 g.b=2 g.a=3");
+        assert_eq!(table.len(), 2);
+        assert_eq!(table.get("g.a"), Some(AccountId::new(3)));
         assert_eq!(table.get("g"), None, "only exactly this prefix");
         assert_eq!(table.get("g.a.b"), None);
-        assert_eq!(table.remove("g.a.b"), None);
-        assert_eq!(table.remove("g.a"), Some(AccountId::new(2)));
-        assert_eq!(table.remove("g.a"), None);
-        assert!(table.is_empty());
-        assert_eq!(lookup(&table, "g.a.b"), None);
-    }
-
-    #[test]
-    fn a_copy_is_a_table_of_its_own() {
-        let mut old = table("g.a=1 g.b=2");
-        let new = {
-            let mut new = old.clone();
-            new.insert("g.a", AccountId::new(3));
-            new.remove("g.b");
-            new
-        };
-        old.insert("g.c", AccountId::new(4));
-        let routes = |table: &Forwarding| {
-            let mut routes: Vec<_> = table.iter().map(|(prefix, hop)| format!("{prefix}={hop:?}")).collect();
-            routes.sort();
-            routes.join(" ")
-        };
-        assert_eq!(routes(&old), "g.a=AccountId(1) g.b=AccountId(2) g.c=AccountId(4)");
-        assert_eq!(routes(&new), "g.a=AccountId(3)");
+        assert!(Forwarding::empty().is_empty());
     }
 
     #[test]
@@ -444,26 +363,29 @@ mod tests {
     }
 
     #[test]
-    fn routes_that_come_and_go_leave_nothing_behind() {
-        let mut table = Forwarding::new();
-        let prefix = |number: u32| format!("g.peer{}.{number}", number % 7);
-        for round in 0..20 {
-            for number in 0..1_000 {
-                table.insert(prefix(round * 500 + number), AccountId::new(number));
-            }
-            for number in 0..500 {
-                assert!(table.remove(&prefix(round * 500 + number)).is_some());
-            }
-            assert_eq!(table.len(), 500);
-            assert_eq!(table.iter().count(), 500);
-            let live: usize = table.iter().map(|(prefix, _)| PREFIX + prefix.len()).sum();
-            assert_eq!(table.records.len_without_gaps(), live);
+    #[should_panic(expected = "as many prefixes as were announced")]
+    fn more_prefixes_than_announced_are_our_mistake() {
+        let mut table = Builder::new(1, 100);
+        table.add("g.a", AccountId::new(1));
+        table.add("g.a", AccountId::new(2));
+        table.add("g.b", AccountId::new(1));
+    }
+
+    #[test]
+    fn a_large_table_finds_all_it_has_and_nothing_else() {
+        let prefix = |number: u32| format!("test.peer-{}.region.{number}", number % 7);
+        let table: Forwarding = (0..50_000)
+            .map(|number| (prefix(number), AccountId::new(number)))
+            .collect();
+        assert_eq!(table.len(), 50_000);
+        for number in 0..50_000 {
+            assert_eq!(table.get(&prefix(number)), Some(AccountId::new(number)));
+            assert_eq!(lookup(&table, &format!("{}.x", prefix(number))), Some(number));
+            assert_eq!(table.get(&prefix(number + 50_000)), None);
         }
-        let (kept, reserved) = table.records.len_and_capacity();
-        assert!(
-            kept <= 2 * 500 * 20 + 500 * 20 && reserved <= 4 * 500 * 20,
-            "{kept}, {reserved}"
-        );
+        let text: usize = (0..50_000).map(|number| prefix(number).len()).sum();
+        let beside_text = (table.bytes() - text) as f64 / 50_000.0;
+        assert!(beside_text < 20.0, "{beside_text} bytes");
     }
 
     /// What the table must do, as slowly and plainly as it can be said.
@@ -484,38 +406,50 @@ mod tests {
         ]
     }
 
+    /// A table whose prefixes all have the same hash, for want of keys: then the text alone decides.
+    fn without_keys(routes: &BTreeMap<String, u32>) -> Forwarding {
+        let mut table = Builder::new(routes.len(), routes.keys().map(String::len).sum());
+        table.0.keys = Keys(Box::new([0; WORDS_MAX + 1]));
+        for (prefix, next_hop) in routes {
+            table.add(prefix, AccountId::new(*next_hop));
+        }
+        table.finish()
+    }
+
     proptest! {
         #[test]
         fn it_does_what_a_search_through_all_routes_does(
             changes in prop::collection::vec((any_prefix(), prop::option::weighted(0.7, 0u32..100)), 0..120),
+            // After so many changes there is a new snapshot.
+            changes_per_snapshot in 1usize..120,
             destinations in prop::collection::vec(any_prefix(), 1..30),
-            // Without keys, all prefixes have the same hash: then the text alone decides.
             all_meet in any::<bool>(),
         ) {
-            let mut table = Forwarding::new();
-            if all_meet {
-                table.keys = Keys(Arc::new([0; WORDS_MAX + 1]));
-            }
             let mut routes = BTreeMap::new();
-            for (prefix, next_hop) in changes {
-                let (before, expected) = match next_hop {
-                    Some(next_hop) => (
-                        table.insert(&prefix, AccountId::new(next_hop)),
-                        routes.insert(prefix.clone(), next_hop),
-                    ),
-                    None => (table.remove(&prefix), routes.remove(&prefix)),
-                };
-                prop_assert_eq!(before.map(AccountId::get), expected);
-                prop_assert_eq!(table.get(&prefix).map(AccountId::get), routes.get(&prefix).copied());
-            }
-            prop_assert_eq!(table.len(), routes.len());
-            let listed: BTreeMap<String, u32> =
-                table.iter().map(|(prefix, next_hop)| (prefix.to_owned(), next_hop.get())).collect();
-            prop_assert_eq!(&listed, &routes);
-            for destination in destinations {
-                let Ok(destination) = Address::parse(destination.as_bytes()) else { continue };
-                let found = table.lookup(destination).map(AccountId::get);
-                prop_assert_eq!(found, naive_lookup(&routes, destination), "{}", destination);
+            let snapshot = |routes: &BTreeMap<String, u32>| {
+                let numbered = routes.iter().map(|(prefix, next_hop)| (prefix, AccountId::new(*next_hop)));
+                Amended::new(Arc::new(if all_meet { without_keys(routes) } else { numbered.collect() }))
+            };
+            let mut table = snapshot(&routes);
+            for changes in changes.chunks(changes_per_snapshot) {
+                for (prefix, next_hop) in changes {
+                    table.set(prefix.as_str().into(), next_hop.map(AccountId::new));
+                    match next_hop {
+                        Some(next_hop) => routes.insert(prefix.clone(), *next_hop),
+                        None => routes.remove(prefix),
+                    };
+                    prop_assert_eq!(table.get(prefix).map(AccountId::get), *next_hop);
+                }
+                let new = snapshot(&routes);
+                for destination in &destinations {
+                    let Ok(destination) = Address::parse(destination.as_bytes()) else { continue };
+                    let expected = naive_lookup(&routes, destination);
+                    for table in [&table, &new] {
+                        let found = table.lookup(destination).map(AccountId::get);
+                        prop_assert_eq!(found, expected, "{}", destination);
+                    }
+                }
+                table = new;
             }
         }
     }

@@ -120,6 +120,7 @@ impl Shard {
             }
             Change::SetRoute { prefix, next_hop } => self.pipeline.set_route(prefix.clone(), *next_hop),
             Change::RemoveRoute { prefix } => self.pipeline.remove_route(prefix),
+            Change::Routes(routes) => self.pipeline.set_routes(routes.clone()),
             Change::Rates(rates) => self.pipeline.set_rates(rates.clone()),
             Change::NodeAddress(address) => self.pipeline.set_node_address(address.clone()),
         }

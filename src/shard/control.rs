@@ -14,6 +14,7 @@ use std::time::Duration;
 use crate::ledger::PaymentNumber;
 use crate::ledger::account::{Account, AccountId};
 use crate::pipeline::rates::Rates;
+use crate::routing::forwarding::Forwarding;
 use crate::stream::secret::SharedSecret;
 use crate::stream::sender::{Outcome, Slippage, Target};
 use crate::wire::packet::ErrorCode;
@@ -43,6 +44,9 @@ pub enum Change {
     RemoveRoute {
         prefix: Arc<str>,
     },
+    /// All routes at once, as they are now. Whoever publishes it keeps a reference until every shard has another, so
+    /// that no shard has to give back the memory of a large table.
+    Routes(Arc<Forwarding>),
     Rates(Arc<Rates>),
     /// The node's own address.
     NodeAddress(Arc<str>),

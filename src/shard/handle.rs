@@ -14,7 +14,7 @@ use super::control::{AccountState, Answered, Change, PaymentEnd, PaymentOrder, Q
 use super::mesh::{Cold, Mailbox, Message};
 
 /// Changes that a shard applies in one turn: routes, of which it takes some two in a microsecond. So packets wait for a
-/// part of a large table of routes no longer than for each other.
+/// part of a long list no longer than for each other. A whole table of routes is one change, and a pointer.
 const CHANGES_PER_TURN: usize = 256;
 
 /// How often a state that is waited for is asked for again. Only deletions and new links wait like this.

@@ -3,8 +3,6 @@
 //!
 //! Owns the arithmetic and the search for dots. Leaves to [`super`] which prefixes are looked for.
 
-use std::sync::Arc;
-
 use crate::wire::address::ADDRESS_BYTES_MAX;
 
 /// Addresses are hashed by words of 8 bytes.
@@ -13,20 +11,19 @@ pub(super) const WORDS_MAX: usize = ADDRESS_BYTES_MAX.div_ceil(WORD_BYTES);
 
 /// The secret numbers of one table's hash function.
 ///
-/// A text, cut into words `w` of 8 bytes, hashes to the upper bits of `k0 + k1*w0 + k2*w1 + ...` modulo `2^128`. This
+/// A text, cut into words `w` of 8 bytes, hashes to the upper half of `k0 + k1*w0 + k2*w1 + ...` modulo `2^128`. This
 /// is multilinear hashing, which is strongly universal (Carter and Wegman; Lemire and Kaser, "Strongly universal string
-/// hashing is fast"): over the choice of the keys, any two different texts get the same 32 bits once in `2^32`. So
+/// hashing is fast"): over the choice of the keys, any two different texts get the same 64 bits once in `2^64`. So
 /// peers, who do not know the keys, cannot choose prefixes or destinations that meet in the table. No two texts are the
 /// same words, since the last word is filled up with zeros and no text has a zero.
-#[derive(Clone)]
-pub(super) struct Keys(pub(super) Arc<[u128; WORDS_MAX + 1]>);
+pub(super) struct Keys(pub(super) Box<[u128; WORDS_MAX + 1]>);
 
 impl Default for Keys {
     fn default() -> Self {
         let mut bytes = [0; size_of::<u128>() * (WORDS_MAX + 1)];
         getrandom::fill(&mut bytes).expect("the kernel hands out random bytes");
         let (keys, _) = bytes.as_chunks();
-        Self(Arc::new(std::array::from_fn(|index| u128::from_ne_bytes(keys[index]))))
+        Self(Box::new(std::array::from_fn(|index| u128::from_ne_bytes(keys[index]))))
     }
 }
 
@@ -43,29 +40,30 @@ impl Keys {
     }
 
     #[inline]
-    pub(super) fn finish(sum: u128) -> u32 {
-        (sum >> 96) as u32
+    pub(super) fn finish(sum: u128) -> u64 {
+        (sum >> 64) as u64
     }
 
     /// The hash of a whole text of at most [`ADDRESS_BYTES_MAX`] bytes.
-    pub(super) fn hash(&self, text: &[u8]) -> u32 {
-        let words = text.chunks(WORD_BYTES).map(read_word).enumerate();
-        Self::finish(words.fold(self.start(), |sum, (index, word)| self.add(sum, index, word)))
+    pub(super) fn hash(&self, text: &[u8]) -> u64 {
+        let mut sum = self.start();
+        for index in 0..text.len().div_ceil(WORD_BYTES) {
+            sum = self.add(sum, index, read_word(text, index));
+        }
+        Self::finish(sum)
     }
 }
 
-/// The index takes the place in its table from the lower bits and a tag from the upper seven.
+/// The word at `index` of a text that is long enough to have one: its first byte lowest, filled up with zeros at the end
+/// of the text.
 #[inline]
-pub(super) fn slot_hash(hash: u32) -> u64 {
-    u64::from(hash) << 32 | u64::from(hash)
-}
-
-/// At most 8 bytes, the first one lowest, filled up with zeros.
-#[inline]
-pub(super) fn read_word(bytes: &[u8]) -> u64 {
-    match bytes.first_chunk() {
-        Some(word) => u64::from_le_bytes(*word),
-        None => bytes.iter().rfold(0, |word, &byte| word << 8 | u64::from(byte)),
+pub(super) fn read_word(text: &[u8], index: usize) -> u64 {
+    let rest = &text[index * WORD_BYTES..];
+    match (rest.first_chunk(), text.last_chunk()) {
+        (Some(word), _) => u64::from_le_bytes(*word),
+        // What is before the word goes out of it: cheaper than putting it together from its bytes.
+        (None, Some(last)) => u64::from_le_bytes(*last) >> ((WORD_BYTES - rest.len()) * 8),
+        (None, None) => rest.iter().rfold(0, |word, &byte| word << 8 | u64::from(byte)),
     }
 }
 
@@ -109,7 +107,21 @@ mod tests {
         assert_ne!(
             (one.hash(text), one.hash(b"example.b")),
             (other.hash(text), other.hash(b"example.b")),
-            "equal once in 2^64"
+            "equal once in 2^128"
         );
+    }
+
+    #[test]
+    fn words_end_with_the_text() {
+        let text = b"abcdefghijklmnopqrstu";
+        for length in 1..=text.len() {
+            for index in 0..length.div_ceil(WORD_BYTES) {
+                let mut expected = [0; WORD_BYTES];
+                let word = &text[..length][index * WORD_BYTES..];
+                let word = &word[..word.len().min(WORD_BYTES)];
+                expected[..word.len()].copy_from_slice(word);
+                assert_eq!(read_word(&text[..length], index), u64::from_le_bytes(expected));
+            }
+        }
     }
 }
