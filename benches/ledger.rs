@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use std::hint::black_box;
 
 use clearway::ledger::journal::Journal;
-use clearway::ledger::{AccountLimits, Balance};
+use clearway::ledger::{AccountLimits, Balance, Share};
 use criterion::Criterion;
 
 use support::{Digest, Random, Work, measure, size};
@@ -20,6 +20,7 @@ const LIMITS: AccountLimits = AccountLimits {
     balance_max: Some(1_000_000_000_000_000),
     amount_per_minute: None,
     packets_per_minute: None,
+    spread: Share::NONE,
 };
 
 fn main() {

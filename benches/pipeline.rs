@@ -149,6 +149,7 @@ impl Setup {
                 balance_max: Some(i64::MAX),
                 amount_per_minute: Some(u64::MAX),
                 packets_per_minute: Some(u32::MAX),
+                ..AccountLimits::default()
             },
             Self::Plain | Self::Assets => AccountLimits::default(),
         }

@@ -211,7 +211,7 @@ fn accounts_from_creation_to_deletion() {
     let created = user.run(
         "accounts create alice --asset-code abc --asset-scale 9 --min-balance -100 --max-balance 18 \
          --max-packet-amount 500 --packets-per-minute-limit 600 --amount-per-minute-limit 18446744073709551615 \
-         --round-trip-time 250 --ilp-over-http-incoming-token alice-http --ilp-over-btp-incoming-token alice-btp \
+         --round-trip-time 250 --spread 2.5e-3 --ilp-over-http-incoming-token alice-http --ilp-over-btp-incoming-token alice-btp \
          --settle-threshold 1000 --settle-to=-5 --routing-relation peer --ilp-address test.alice --json",
     );
     let created: Value = serde_json::from_str(&created.out).expect("an account");
@@ -225,6 +225,7 @@ fn accounts_from_creation_to_deletion() {
         ("packets_per_minute_limit", json!(600)),
         ("amount_per_minute_limit", json!(u64::MAX)),
         ("round_trip_time", json!(250)),
+        ("spread", json!(0.0025)),
         ("settle_threshold", json!(1000)),
         ("settle_to", json!(-5)),
         ("routing_relation", json!("Peer")),

@@ -5,6 +5,7 @@
 use std::sync::Arc;
 
 use serde::{Serialize, Serializer};
+use serde_json::value::RawValue;
 use url::form_urlencoded;
 
 use crate::control::accounts::Outcome;
@@ -14,6 +15,7 @@ use crate::control::list::{Cursor, Filter};
 use crate::control::{Control, Warning};
 use crate::ledger::account::{Account, RoutingRelation};
 use crate::ledger::directory::fold_username;
+use crate::ledger::share::Share;
 use crate::shard::control::{AccountState, ApiRequest, ApiResponse, QUESTIONS_MAX};
 use crate::wire::address::check_prefix;
 use crate::wire::timestamp::Timestamp;
@@ -296,6 +298,7 @@ struct AccountAnswer<'a> {
     amount_per_minute_limit: Option<u64>,
     settlement_engine_url: Option<&'a str>,
     max_balance: Option<i64>,
+    spread: Box<RawValue>,
     /// Which of the four tokens are there.
     tokens_set: Vec<&'static str>,
     links: LinksAnswer,
@@ -360,6 +363,7 @@ impl<'a> AccountAnswer<'a> {
             amount_per_minute_limit: account.limits.amount_per_minute,
             settlement_engine_url: engine,
             max_balance: account.limits.balance_max,
+            spread: exact_number(account.limits.spread),
             tokens_set: tokens
                 .iter()
                 .filter(|(_, token)| token.is_some())
@@ -376,6 +380,11 @@ impl<'a> AccountAnswer<'a> {
             written_off: None,
         }
     }
+}
+
+/// A share with all of its digits, so that what was read can be sent back.
+fn exact_number(share: Share) -> Box<RawValue> {
+    RawValue::from_string(share.to_string()).expect("a share is written as a JSON number")
 }
 
 pub(super) fn serialize_warnings<S: Serializer>(warnings: &[Warning], serializer: S) -> Result<S::Ok, S::Error> {

@@ -13,7 +13,7 @@ use super::json::Json;
 use super::problem::{Fault, InvalidParam, Kind, Problem, shorten};
 use super::values::{
     Refusal, asset_code, btp_token, btp_url, http_token, http_url, ilp_address, integer, not_negative, refuse,
-    routing_relation, username,
+    routing_relation, share, username,
 };
 
 /// What answers show in place of a secret. It is none itself: a caller who sends back what was read means "as it was".
@@ -21,7 +21,7 @@ pub const SECRET: &str = "SECRET";
 /// Members of our own answers that a caller may send back unchanged; they are not set by anybody.
 const READ_ONLY: [&str; 5] = ["id", "links", "tokens_set", "created_at", "warnings"];
 /// What the operator alone decides about an account.
-const OPERATORS_OWN: [&str; 12] = [
+const OPERATORS_OWN: [&str; 13] = [
     "username",
     "ilp_address",
     "asset_code",
@@ -34,6 +34,7 @@ const OPERATORS_OWN: [&str; 12] = [
     "round_trip_time",
     "amount_per_minute_limit",
     "packets_per_minute_limit",
+    "spread",
 ];
 
 /// Which call the fields are for.
@@ -134,6 +135,7 @@ impl Reader {
             "round_trip_time" => self.fields.edit.round_trip_time_ms = self.edit(name, value, integer),
             "amount_per_minute_limit" => self.fields.edit.amount_per_minute = self.edit(name, value, integer),
             "packets_per_minute_limit" => self.fields.edit.packets_per_minute = self.edit(name, value, integer),
+            "spread" => self.fields.edit.spread = self.edit(name, value, share),
             known if READ_ONLY.contains(&known) => {}
             unknown => self.warn(&shorten(unknown), "is not known and was ignored"),
         }

@@ -159,7 +159,7 @@ fn creating_accounts() {
             ALICE,
             200,
             &[
-                r#","username":"alice","ilp_address":"example.hub.alice","asset_code":"ABC","asset_scale":9,"max_packet_amount":18446744073709551615,"min_balance":null,"ilp_over_http_url":null,"ilp_over_http_incoming_token":"SECRET","ilp_over_http_outgoing_token":"SECRET","ilp_over_btp_url":null,"ilp_over_btp_incoming_token":"SECRET","ilp_over_btp_outgoing_token":"SECRET","settle_threshold":null,"settle_to":null,"routing_relation":"NonRoutingAccount","round_trip_time":500,"packets_per_minute_limit":null,"amount_per_minute_limit":null,"settlement_engine_url":null,"max_balance":null,"tokens_set":["ilp_over_http_incoming_token"],"links":{"http":null,"btp":null},"created_at":"20"#,
+                r#","username":"alice","ilp_address":"example.hub.alice","asset_code":"ABC","asset_scale":9,"max_packet_amount":18446744073709551615,"min_balance":null,"ilp_over_http_url":null,"ilp_over_http_incoming_token":"SECRET","ilp_over_http_outgoing_token":"SECRET","ilp_over_btp_url":null,"ilp_over_btp_incoming_token":"SECRET","ilp_over_btp_outgoing_token":"SECRET","settle_threshold":null,"settle_to":null,"routing_relation":"NonRoutingAccount","round_trip_time":500,"packets_per_minute_limit":null,"amount_per_minute_limit":null,"settlement_engine_url":null,"max_balance":null,"spread":0,"tokens_set":["ilp_over_http_incoming_token"],"links":{"http":null,"btp":null},"created_at":"20"#,
                 "!alice-pw",
                 "!warnings",
                 "@content-type: application/json",

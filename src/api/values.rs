@@ -7,6 +7,8 @@ use url::Url;
 
 use crate::ledger::account::RoutingRelation;
 use crate::ledger::directory::normalize_username;
+use crate::ledger::share::Share;
+use crate::pipeline::rates::{Decimal, InvalidDecimal};
 use crate::wire::address::{Address, AddressError};
 use crate::wire::http::percent::percent_decode;
 
@@ -78,6 +80,31 @@ pub fn not_negative(value: &Json) -> Result<i64, Refusal> {
         Ok(_) => refuse(Fault::OutOfRange, expected),
         Err((fault, _)) => refuse(fault, expected),
     }
+}
+
+/// A share of an amount, as number or as text, kept exactly.
+pub fn share(value: &Json) -> Result<Share, Refusal> {
+    let expected = "expected a number from 0 to below 1";
+    let (Json::Number(text) | Json::Text(text)) = value else {
+        return refuse(Fault::Invalid, expected);
+    };
+    let decimal = match Decimal::parse(text) {
+        Ok(decimal) => decimal,
+        Err(error) => {
+            let is_out_of_range = error == InvalidDecimal::OutOfRange;
+            let fault = if is_out_of_range {
+                Fault::OutOfRange
+            } else {
+                Fault::Invalid
+            };
+            return refuse(fault, format!("{expected}: {error}"));
+        }
+    };
+    if decimal.is_negative() || !decimal.is_below_one() {
+        return refuse(Fault::OutOfRange, expected);
+    }
+    let rule = || format!("{expected}, with at most {} digits behind the point", Share::DIGITS_MAX);
+    decimal.to_share().ok_or_else(|| (Fault::Invalid, rule()))
 }
 
 pub fn username(value: &Json) -> Result<String, Refusal> {

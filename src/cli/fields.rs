@@ -49,7 +49,7 @@ const fn secret(option: &'static str, help: &'static str) -> FieldSpec {
 
 /// Every field that has a default or may be empty, in the order of the help text. Amounts are integers in units of the
 /// account's asset at its scale.
-const FIELDS: [FieldSpec; 17] = [
+const FIELDS: [FieldSpec; 18] = [
     field(
         "ilp-address",
         "ADDRESS",
@@ -84,6 +84,11 @@ const FIELDS: [FieldSpec; 17] = [
         "amount-per-minute-limit",
         "UNITS",
         "The sum of what it may send in a minute [default: no limit]",
+    ),
+    field(
+        "spread",
+        "SHARE",
+        "The share of every packet from it that the node keeps; 0.001 is one thousandth [default: 0]",
     ),
     field(
         "round-trip-time",

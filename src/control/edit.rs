@@ -6,6 +6,7 @@
 use crate::ledger::account::{
     Account, AccountLimits, PackedLinks, ROUND_TRIP_TIME_MS_DEFAULT, RoutingRelation, Settlement,
 };
+use crate::ledger::share::Share;
 
 /// What a caller says about one field.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -75,6 +76,7 @@ pub struct AccountEdit {
     pub round_trip_time_ms: Edit<u32>,
     pub amount_per_minute: Edit<u64>,
     pub packets_per_minute: Edit<u32>,
+    pub spread: Edit<Share>,
 }
 
 impl AccountEdit {
@@ -88,6 +90,7 @@ impl AccountEdit {
         self.balance_max.apply_optional(&mut limits.balance_max);
         self.amount_per_minute.apply_optional(&mut limits.amount_per_minute);
         self.packets_per_minute.apply_optional(&mut limits.packets_per_minute);
+        self.spread.apply(&mut limits.spread, defaults.spread);
         account.limits = limits.into();
 
         let mut links = account.links.unpack();

@@ -17,7 +17,8 @@ use crate::shard::control::{
     AccountState, Answered, Change, PaymentEnd, PaymentOrder, QUESTIONS_MAX, RefusedHere, Shards, StillInFlight,
 };
 use crate::store::{
-    Applied, Book, Mutation, OpenPayment, PAYMENT_KEY_BYTES, RememberedPayments, StoreError, StoredPayment,
+    Applied, Book, HeardRoutes, Mutation, OpenPayment, PAYMENT_KEY_BYTES, RememberedPayments, StoreError,
+    StoredPayment, heard,
 };
 use crate::stream::sender::{Amounts, Failure, Outcome};
 use url::Url;
@@ -41,6 +42,8 @@ struct Inner {
     rates: Vec<(Box<str>, Box<str>)>,
     engines: Vec<(Box<str>, Box<str>)>,
     node_address: Option<Box<str>>,
+    assigned_address: Option<Box<str>>,
+    heard: Vec<HeardRoutes>,
     positions: HashMap<usize, i128>,
     next_account_id: u32,
     payments: RememberedPayments,
@@ -92,6 +95,8 @@ impl FakeBook {
         book.rates = inner.rates.clone();
         book.engines = inner.engines.clone();
         book.node_address = inner.node_address.clone();
+        book.assigned_address = inner.assigned_address.clone();
+        book.heard = inner.heard.clone();
         book.next_account_id = inner.next_account_id;
         book.open_payments = inner.open_payments.clone();
         book.last_payment = inner.payments.last();
@@ -116,6 +121,7 @@ impl Bookkeeper for FakeBook {
         }
         inner.payments.commit(&mutations);
         for mutation in mutations {
+            heard::commit(&mut inner.heard, &mutation);
             match mutation {
                 Mutation::PutAsset(id, asset) => {
                     assert_eq!(id.index(), inner.assets.len());
@@ -141,6 +147,7 @@ impl Bookkeeper for FakeBook {
                 Mutation::PutRates(rates) => inner.rates = rates,
                 Mutation::PutEngines(engines) => inner.engines = engines,
                 Mutation::PutNodeAddress(address) => inner.node_address = Some(address),
+                Mutation::PutAssignedAddress(address) => inner.assigned_address = address,
                 Mutation::BeginPayment {
                     account,
                     number,
@@ -153,7 +160,7 @@ impl Bookkeeper for FakeBook {
                     record,
                 }),
                 Mutation::EndPayment { number, .. } => inner.open_payments.retain(|open| open.number != number),
-                Mutation::ForgetPayments { .. } => {}
+                Mutation::LearnRoutes { .. } | Mutation::ForgetRoutes { .. } | Mutation::ForgetPayments { .. } => {}
             }
         }
         inner.commits += 1;

@@ -14,6 +14,8 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::share::Share;
+
 /// An account's number within this node: dense, given once, never used again. Peers and operators see the UUID.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 pub struct AccountId(u32);
@@ -311,7 +313,7 @@ pub struct Account {
     pub asset_id: AssetId,
     pub routing_relation: RoutingRelation,
     pub limits: OrDefault<AccountLimits>,
-    /// A round trip to the peer in milliseconds.
+    /// A round trip to the peer in milliseconds: in this time before a packet's end its answer can still get through.
     pub round_trip_time_ms: u32,
     pub settlement: OrDefault<Settlement>,
     pub links: PackedLinks,
@@ -340,8 +342,8 @@ impl StaticDefault for Settlement {
     };
 }
 
-/// What the account may do. All amounts in units of its asset.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+/// What the account may do, and what that costs it. All amounts in units of its asset.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct AccountLimits {
     /// The largest Prepare it may send, inclusive.
     pub packet_amount_max: u64,
@@ -353,6 +355,8 @@ pub struct AccountLimits {
     pub amount_per_minute: Option<u64>,
     /// How many Prepares it may send in a minute. None: no limit; 0: nothing passes.
     pub packets_per_minute: Option<u32>,
+    /// What we keep of every packet that comes from it, converted or not, besides the node's own spread on conversions.
+    pub spread: Share,
 }
 
 impl StaticDefault for AccountLimits {
@@ -362,6 +366,7 @@ impl StaticDefault for AccountLimits {
         balance_max: None,
         amount_per_minute: None,
         packets_per_minute: None,
+        spread: Share::NONE,
     };
 }
 

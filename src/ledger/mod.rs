@@ -2,7 +2,7 @@
 //!
 //! Pure state: no packets, no links, no disk, no clock. [`account`] is what an operator sets, [`balance`] the money of
 //! one account, [`transfer`] what one fulfilled packet moves, [`journal`] what waits until its transfer is durable,
-//! [`directory`] who is who, [`audit`] the proof that the book adds up.
+//! [`directory`] who is who, [`audit`] the proof that the book adds up, [`share`] a part of an amount.
 
 pub mod account;
 pub mod audit;
@@ -10,6 +10,7 @@ pub mod balance;
 pub mod directory;
 pub mod journal;
 pub mod payment;
+pub mod share;
 pub mod transfer;
 
 pub use account::{
@@ -18,4 +19,5 @@ pub use account::{
 pub use balance::{Balance, Hold, Reservation};
 pub use directory::Directory;
 pub use payment::PaymentNumber;
+pub use share::Share;
 pub use transfer::Transfer;

@@ -10,7 +10,7 @@ use super::in_flight::{IN_FLIGHT_MAX, IN_FLIGHT_PER_ACCOUNT_MAX, Origin, ReplyTo
 use super::local::Local;
 use super::rates::ConversionError;
 use super::reject::RejectReason;
-use super::{LOCAL, Now, Pipeline, local};
+use super::{LOCAL, Now, Pipeline, SPREAD_CONVERSIONS_MAX, local, rate_between};
 
 /// What becomes of a Prepare that may come in.
 #[derive(Debug)]
@@ -144,9 +144,21 @@ impl Pipeline {
         if next_hop == from && !self.settings.reflect {
             return Err(RejectReason::Reflected);
         }
-        let amount = self.convert(from, next_hop, prepare.amount())?;
-        let expires_at = outgoing_expiry(prepare.expires_at(), now.wall, self.settings.windows)
-            .map_err(|_| RejectReason::InsufficientTimeout)?;
+        let (sender, receiver) = self
+            .brief(from)
+            .zip(self.brief(next_hop))
+            .ok_or(RejectReason::NoRoute)?;
+        // Most packets stay in one asset and pay nothing. They touch neither account's settings: at a hundred thousand
+        // accounts those are not in any cache.
+        let amount = match prepare.amount() {
+            0 => 0,
+            amount if sender.asset_id == receiver.asset_id && !sender.has_spread => amount,
+            amount => self.convert(from, next_hop, amount)?,
+        };
+        let windows = self.settings.windows;
+        let windows = windows.between(sender.round_trip_time_ms, receiver.round_trip_time_ms);
+        let expires_at =
+            outgoing_expiry(prepare.expires_at(), now.wall, windows).map_err(|_| RejectReason::InsufficientTimeout)?;
         let member = self.member_mut(from).expect("admitted above");
         let hold = member
             .hold(prepare.amount())
@@ -199,26 +211,23 @@ impl Pipeline {
         }
     }
 
-    /// The amount in units of the next hop, never worth more than what came in.
+    /// The amount in units of the next hop, less the sender's spread; never worth more than what came in.
     fn convert(&mut self, from: AccountId, to: AccountId, amount: u64) -> Result<u64, RejectReason> {
-        // Most packets stay in one asset. They touch neither account's settings: at a hundred thousand accounts those
-        // are not in any cache.
-        if self.asset_of(from) == self.asset_of(to) || amount == 0 {
-            return Ok(amount);
-        }
         let (from, to) = (self.directory.get(from), self.directory.get(to));
         let (from, to) = from.zip(to).ok_or(RejectReason::NoRoute)?;
-        let rates = &self.rates;
-        let spread = &self.settings.spread;
-        let conversion = self.conversions.entry((from.asset_id, to.asset_id)).or_insert_with(|| {
-            rates
-                .conversion(
-                    (&from.asset.code, from.asset.scale),
-                    (&to.asset.code, to.asset.scale),
-                    spread,
-                )
-                .ok()
-        });
+        let assets = (from.asset_id, to.asset_id);
+        let spread = from.limits.spread;
+        let (rates, node_spread) = (&self.rates, &self.settings.spread);
+        let make = || Some(rate_between(rates, node_spread, &from.asset, &to.asset)?.less(spread));
+        let conversion = if spread.is_none() {
+            self.conversions.entry(assets).or_insert_with(make)
+        } else {
+            let (known, key) = (&mut self.spread_conversions, (assets.0, assets.1, spread));
+            if known.len() >= SPREAD_CONVERSIONS_MAX && !known.contains_key(&key) {
+                known.clear();
+            }
+            known.entry(key).or_insert_with(make)
+        };
         let conversion = conversion.as_ref().ok_or(RejectReason::NoRate)?;
         conversion.convert(amount).map_err(|error| match error {
             ConversionError::Zero => RejectReason::AmountBecameZero,

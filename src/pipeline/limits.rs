@@ -3,8 +3,8 @@
 //! Owns the arithmetic of one limit. Leaves which limits an account has to `ledger::account`, their order among the
 //! other checks and their ILP errors (T05 for packets, T04 for amounts) to `pipeline::incoming`.
 //!
-//! Always: within any `t` milliseconds no more passes than `limit + limit * t / 60_000`, exactly: nothing is lost to
-//! rounding, however often or seldom the bucket is asked.
+//! Always: while a limit stays as it is, within any `t` milliseconds no more passes than `limit + limit * t / 60_000`,
+//! exactly: nothing is lost to rounding, however often or seldom the bucket is asked.
 
 /// The time in which a limit is won back in full.
 pub const WINDOW_MS: u64 = 60_000;
@@ -12,12 +12,12 @@ pub const WINDOW_MS: u64 = 60_000;
 /// A limit per minute. A rested account may spend the whole limit at once; from then on it is won back evenly, at
 /// `limit / 60_000` a millisecond.
 ///
-/// Kept as a debt that melts away rather than as a supply that fills up, so that a changed limit holds at once and
-/// forgets nothing.
+/// Kept as a debt that melts away rather than as a supply that fills up: what was taken is zero for an account that has
+/// rested, whatever its limit. See [`Self::set_limit`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Bucket {
     /// What was taken and is not won back yet, in units of 1 / [`WINDOW_MS`]: in these, a millisecond wins back
-    /// exactly `limit`, and no fraction is ever cut off. Below `2^80`.
+    /// exactly [`Self::per_ms`], and no fraction is ever cut off. Below `2^80`.
     debt: u128,
     /// Packets or amount per minute.
     limit: u64,
@@ -55,21 +55,34 @@ impl Bucket {
         true
     }
 
-    /// Returns what was taken for a packet that came to nothing. What has been won back meanwhile is not won twice.
+    /// Returns what was taken for a packet that came to nothing. What has been won back meanwhile is not won twice. Under
+    /// a limit that has changed meanwhile it counts as if it had been taken under this one.
     pub fn give_back(&mut self, amount: u64) {
         self.debt = self.debt.saturating_sub(Self::in_parts(amount));
     }
 
-    /// Another limit from now on. What was taken under the old one stays taken, and is won back at the new rate.
+    /// Another limit from now on. The bucket stays as full as it was, in proportion: if a third of the old limit could be
+    /// spent, a third of the new one can, and it is won back in full as soon as it would have been. So a change gives
+    /// nothing away, and takes nobody's packets for longer than a minute. Rounded against the account, by less than
+    /// `1 / WINDOW_MS`.
     pub fn set_limit(&mut self, now_ms: u64, limit_per_minute: u64) {
         self.win_back(now_ms);
+        let before = self.per_ms();
         self.limit = limit_per_minute;
+        let after = self.per_ms();
+        // Whole milliseconds and the rest apart: their product with a limit of 64 bits would not fit.
+        self.debt = self.debt / before * after + (self.debt % before * after).div_ceil(before);
+    }
+
+    /// What a millisecond wins back. With a limit of 0 there is nothing to win back, but time passes all the same.
+    fn per_ms(&self) -> u128 {
+        u128::from(self.limit.max(1))
     }
 
     /// A clock that stands still or steps back wins nothing back, and its step forward again is not counted twice.
     fn win_back(&mut self, now_ms: u64) {
         let elapsed_ms = now_ms.saturating_sub(self.updated_ms);
-        let won = u128::from(elapsed_ms) * u128::from(self.limit);
+        let won = u128::from(elapsed_ms) * self.per_ms();
         self.debt = self.debt.saturating_sub(won);
         self.updated_ms += elapsed_ms;
     }
@@ -82,6 +95,8 @@ impl Bucket {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use num_bigint::BigInt;
+    use num_rational::BigRational;
     use proptest::prelude::*;
 
     const MINUTE: u64 = WINDOW_MS;
@@ -169,17 +184,47 @@ mod tests {
     }
 
     #[test]
-    fn a_new_limit_remembers_what_was_taken() {
+    fn a_new_limit_leaves_the_bucket_as_full_as_it_was() {
         let mut bucket = Bucket::new(100, 0);
-        assert!(bucket.take(0, 100));
-        bucket.set_limit(0, 150);
-        assert!(!bucket.take(0, 51));
-        assert!(bucket.take(0, 50));
-        bucket.set_limit(0, 60); // 150 are taken: 91 must be won back, at one a second, before one fits
+        assert!(bucket.take(0, 75));
+        bucket.set_limit(0, 1_000); // a quarter is left
+        assert!(!bucket.take(0, 251));
+        assert!(bucket.take(0, 250));
+        bucket.set_limit(0, 60); // nothing is left, and a second wins back one
+        assert!(!bucket.take(999, 1));
+        assert!(bucket.take(1_000, 1));
+        bucket.set_limit(1_000, 0);
+        assert!(!bucket.take(1_001, 1));
+        bucket.set_limit(31_000, u64::MAX); // half a minute has passed
+        assert!(!bucket.take(31_000, u64::MAX / 2 + 1));
+        assert!(bucket.take(31_000, u64::MAX / 2));
+        bucket.set_limit(31_000, 1);
         assert!(!bucket.take(90_999, 1));
         assert!(bucket.take(91_000, 1));
-        bucket.set_limit(91_000, 0);
-        assert!(!bucket.take(u64::MAX, 1));
+    }
+
+    #[test]
+    fn changing_a_limit_back_and_forth_wins_nothing() {
+        let mut bucket = Bucket::new(7, 0);
+        assert!(bucket.take(0, 7));
+        for limit in [1, 3, u64::MAX, 0, 60_001, 2, u64::MAX - 1, 0, 7].repeat(100) {
+            bucket.set_limit(0, limit);
+            assert!(!bucket.take(0, 1), "{limit}");
+        }
+        assert!(bucket.take(60_000, 7), "and takes nothing either");
+    }
+
+    #[test]
+    fn a_clock_that_stands_still_gives_the_burst_and_no_more() {
+        for limit in [1, 12_000, (1 << 53) + 1, u64::MAX] {
+            let mut bucket = Bucket::new(limit, 5);
+            for part in [limit / 3, limit / 3, limit - 2 * (limit / 3)] {
+                assert!(bucket.take(5, part), "{limit}");
+            }
+            for _ in 0..1_000 {
+                assert!(!bucket.take(5, 1), "{limit}");
+            }
+        }
     }
 
     #[test]
@@ -191,7 +236,69 @@ mod tests {
         assert!(bucket.take(11_000, 1));
     }
 
+    #[derive(Clone, Debug)]
+    enum Step {
+        Wait(u64),
+        Take(u64),
+        GiveBack(u64),
+        SetLimit(u64),
+    }
+
+    fn amounts() -> impl Strategy<Value = u64> {
+        prop_oneof![0..200u64, any::<u64>()]
+    }
+
     proptest! {
+        /// The part of the limit that is spent, as an exact fraction: changing the limit does not change it.
+        #[test]
+        fn a_bucket_is_as_full_as_an_exact_one_whatever_becomes_of_its_limit(
+            limit in amounts(),
+            steps in prop::collection::vec(prop_oneof![
+                3 => prop_oneof![0..3_000u64, 0..100_000u64].prop_map(Step::Wait),
+                6 => amounts().prop_map(Step::Take),
+                1 => amounts().prop_map(Step::GiveBack),
+                1 => amounts().prop_map(Step::SetLimit),
+            ], 0..60),
+        ) {
+            let whole = |number: u64| BigRational::from(BigInt::from(number));
+            let mut bucket = Bucket::new(limit, 0);
+            let mut now_ms = 0;
+            let mut spent = whole(0);
+            // Every change of the limit may round against the account by one part of the debt.
+            let mut rounded = whole(0);
+            for step in steps {
+                match step {
+                    Step::Wait(ms) => {
+                        now_ms += ms;
+                        spent = (spent - whole(ms) / whole(MINUTE)).max(whole(0));
+                    }
+                    Step::Take(amount) => {
+                        let took = bucket.take(now_ms, amount);
+                        let of_limit = whole(amount) / whole(bucket.limit.max(1));
+                        let fits = bucket.limit > 0 && &spent + &of_limit <= whole(1);
+                        let fits_for_certain = bucket.limit > 0 && &spent + &of_limit + &rounded <= whole(1);
+                        prop_assert!(if took { fits || amount == 0 } else { !fits_for_certain }, "{took}");
+                        if took {
+                            spent += of_limit;
+                        }
+                    }
+                    Step::GiveBack(amount) if bucket.limit > 0 => {
+                        bucket.give_back(amount);
+                        spent = (spent - whole(amount) / whole(bucket.limit)).max(whole(0));
+                    }
+                    Step::GiveBack(_) => {}
+                    Step::SetLimit(limit) => {
+                        bucket.set_limit(now_ms, limit);
+                        rounded += whole(1) / (whole(limit.max(1)) * whole(MINUTE));
+                    }
+                }
+                bucket.win_back(now_ms);
+                let kept = BigRational::new(bucket.debt.into(), (bucket.per_ms() * u128::from(MINUTE)).into());
+                prop_assert!(spent <= kept && kept <= &spent + &rounded, "{spent} {kept}");
+                prop_assert!(kept <= whole(1));
+            }
+        }
+
         #[test]
         fn no_period_passes_more_than_its_share(
             limit in 1u64..5_000,

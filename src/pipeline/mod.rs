@@ -29,7 +29,7 @@ use std::sync::Arc;
 
 use crate::ledger::account::{StaticDefault, place_in};
 use crate::ledger::balance::InsufficientLiquidity;
-use crate::ledger::{Account, AccountId, AccountLimits, Asset, AssetId, Balance, Directory, Hold, Reservation};
+use crate::ledger::{Account, AccountId, AccountLimits, Asset, AssetId, Balance, Directory, Hold, Reservation, Share};
 use crate::routing::forwarding::{Amended, Forwarding};
 use crate::wire::timestamp::Timestamp;
 
@@ -77,6 +77,35 @@ struct Member {
     limited: bool,
 }
 
+/// What every packet needs to know of both of its accounts, for all accounts of the node: their settings are not in any
+/// cache when there are a hundred thousand of them, and these are eight bytes.
+#[derive(Clone, Copy)]
+struct Brief {
+    round_trip_time_ms: u32,
+    asset_id: AssetId,
+    /// We keep a share of what comes from it: which, its settings say.
+    has_spread: bool,
+}
+
+const _: () = assert!(
+    size_of::<Option<Brief>>() == 8,
+    "one word for each account on each shard"
+);
+
+impl Brief {
+    fn of(account: &Account) -> Self {
+        Self {
+            round_trip_time_ms: account.round_trip_time_ms,
+            asset_id: account.asset_id,
+            has_spread: !account.limits.spread.is_none(),
+        }
+    }
+}
+
+/// Conversions less an account's spread that are kept at one time, at some 200 bytes each. There are as many as there are
+/// pairs of assets and spreads in use; beyond these they are made again.
+const SPREAD_CONVERSIONS_MAX: usize = 4_096;
+
 #[derive(Default)]
 struct Budgets {
     packets: Option<Bucket>,
@@ -91,12 +120,14 @@ pub struct Pipeline {
     /// What stands before the first dot of it.
     own_scheme: Box<str>,
     directory: Directory,
-    /// The asset of each account, by its id.
-    asset_ids: Vec<Option<AssetId>>,
+    /// By account id.
+    briefs: Vec<Option<Brief>>,
     forwarding: Amended,
     rates: Arc<Rates>,
     /// Made at the first packet between two assets, gone when the rates change. `None`: no rate.
     conversions: HashMap<(AssetId, AssetId), Option<Conversion>>,
+    /// The same less an account's own spread. Others than these are not looked up for a packet of an account without.
+    spread_conversions: HashMap<(AssetId, AssetId, Share), Option<Conversion>>,
     /// By account id divided by the number of shards.
     members: Vec<Option<Box<Member>>>,
     shards: u32,
@@ -119,10 +150,11 @@ impl Pipeline {
             node_address: "local.host".into(),
             own_scheme: "local".into(),
             directory: Directory::new(),
-            asset_ids: Vec::new(),
+            briefs: Vec::new(),
             forwarding: Amended::new(Arc::new(Forwarding::empty())),
             rates: Arc::new(Rates::default()),
             conversions: HashMap::new(),
+            spread_conversions: HashMap::new(),
             members: Vec::new(),
             shards,
             shard,
@@ -187,7 +219,7 @@ impl Pipeline {
             member.limited = *account.limits != AccountLimits::default();
             member.account = account.clone();
         }
-        *place_in(&mut self.asset_ids, id.index()) = Some(account.asset_id);
+        *place_in(&mut self.briefs, id.index()) = Some(Brief::of(&account));
         self.directory.insert(account);
     }
 
@@ -210,7 +242,7 @@ impl Pipeline {
         {
             assert!(member.in_flight == 0, "an account goes when nothing of it is in flight");
         }
-        if let Some(place) = self.asset_ids.get_mut(id.index()) {
+        if let Some(place) = self.briefs.get_mut(id.index()) {
             *place = None;
         }
         self.directory.remove(id);
@@ -248,21 +280,16 @@ impl Pipeline {
         }
     }
 
-    /// What an amount in one asset is worth in another, here and now.
-    pub fn rate_between(&self, from: &Asset, to: &Asset) -> Option<Conversion> {
-        let spread = if from == to {
-            &Decimal::zero()
-        } else {
-            &self.settings.spread
-        };
-        self.rates
-            .conversion((&from.code, from.scale), (&to.code, to.scale), spread)
-            .ok()
+    /// What becomes of an amount from this account on its way to an account in the asset `to`, here and now.
+    pub fn rate_from(&self, from: &Account, to: &Asset) -> Option<Conversion> {
+        let rate = rate_between(&self.rates, &self.settings.spread, &from.asset, to)?;
+        Some(rate.less(from.limits.spread))
     }
 
     pub fn set_rates(&mut self, rates: Arc<Rates>) {
         self.rates = rates;
         self.conversions.clear();
+        self.spread_conversions.clear();
     }
 
     /// The balance of an account of this shard, how many packets of it are in flight.
@@ -270,8 +297,8 @@ impl Pipeline {
         self.member(id).map(|member| (member.balance, member.in_flight))
     }
 
-    fn asset_of(&self, id: AccountId) -> Option<AssetId> {
-        self.asset_ids.get(id.index()).copied().flatten()
+    fn brief(&self, id: AccountId) -> Option<Brief> {
+        self.briefs.get(id.index()).copied().flatten()
     }
 
     fn member_index(&self, id: AccountId) -> usize {
@@ -312,24 +339,34 @@ impl Member {
         self.balance.reserve(amount, &limits)
     }
 
-    /// Takes over the limits of `account`. A budget whose limit has not changed keeps what is spent of it.
+    /// Takes over the limits of `account`. What is spent of a budget stays spent, also if its limit changes; a limit where
+    /// there was none begins unspent.
     fn set_budgets(&mut self, account: &Account, now: Now) {
         let limits = &account.limits;
         if limits.packets_per_minute.is_none() && limits.amount_per_minute.is_none() {
             self.budgets = None;
             return;
         }
-        let old = &self.account.limits;
         let budgets = self.budgets.get_or_insert_default();
-        if budgets.packets.is_none() || old.packets_per_minute != limits.packets_per_minute {
-            budgets.packets = limits
-                .packets_per_minute
-                .map(|limit| Bucket::new(u64::from(limit), now.monotonic_ms));
-        }
-        if budgets.amount.is_none() || old.amount_per_minute != limits.amount_per_minute {
-            budgets.amount = limits
-                .amount_per_minute
-                .map(|limit| Bucket::new(limit, now.monotonic_ms));
-        }
+        set_budget(&mut budgets.packets, limits.packets_per_minute.map(u64::from), now);
+        set_budget(&mut budgets.amount, limits.amount_per_minute, now);
     }
 }
+
+/// What an amount in one asset is worth in another, less `spread` if it has to be converted for that.
+fn rate_between(rates: &Rates, spread: &Decimal, from: &Asset, to: &Asset) -> Option<Conversion> {
+    let spread = if from == to { &Decimal::zero() } else { spread };
+    rates
+        .conversion((&from.code, from.scale), (&to.code, to.scale), spread)
+        .ok()
+}
+
+fn set_budget(budget: &mut Option<Bucket>, limit: Option<u64>, now: Now) {
+    match (budget.as_mut(), limit) {
+        (Some(bucket), Some(limit)) => bucket.set_limit(now.monotonic_ms, limit),
+        (_, limit) => *budget = limit.map(|limit| Bucket::new(limit, now.monotonic_ms)),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -14,6 +14,8 @@ use num_bigint::{BigInt, BigUint, Sign};
 use num_integer::Integer;
 use num_traits::{One, ToPrimitive};
 
+use crate::ledger::share::Share;
+
 mod decimal;
 
 use decimal::power_of_ten;
@@ -172,6 +174,18 @@ impl Conversion {
             exponent: 0,
         };
         Self::new(&one, &one, scale_from, scale_to, spread)
+    }
+
+    /// This conversion, of whose exact result `share` is kept besides: rounded down once, at the end.
+    pub fn less(&self, share: Share) -> Self {
+        let (numerator, denominator) = match &self.factor {
+            _ if share.is_none() => return self.clone(),
+            Factor::Zero => return self.clone(),
+            Factor::One => (BigUint::one(), BigUint::one()),
+            Factor::Small { numerator, denominator } => ((*numerator).into(), (*denominator).into()),
+            Factor::Large(factor) => (factor.numerator.clone(), factor.denominator.clone()),
+        };
+        Self::from_fraction(numerator * share.rest_attos(), denominator * Share::ONE_ATTOS)
     }
 
     /// Both terms are greater than zero.
@@ -508,6 +522,32 @@ mod tests {
                         conversion.convert(maximum + 1),
                         Err(ConversionError::TooLarge { maximum })
                     );
+                }
+            }
+        }
+
+        #[test]
+        fn a_share_is_taken_off_before_the_only_rounding(
+            amount in any_amount(),
+            rate_from in any_rate(),
+            rate_to in any_rate(),
+            (scale_from, scale_to) in any_scales(),
+            spread in any_spread(),
+            attos in prop_oneof![Just(0), Just(1), Just(Share::ONE_ATTOS - 1), 0..Share::ONE_ATTOS],
+        ) {
+            let share = Share::from_attos(attos).unwrap();
+            let conversion = Conversion::new(&rate_from, &rate_to, scale_from, scale_to, &spread).less(share);
+            let kept = BigRational::one() - rational(&spread);
+            let exact = rational(&rate_from) / rational(&rate_to)
+                * ten_to(i32::from(scale_to) - i32::from(scale_from))
+                * kept.max(BigRational::zero())
+                * (BigRational::one() - rational(&decimal(&share.to_string())))
+                * BigRational::from(BigInt::from(amount));
+            match conversion.convert(amount) {
+                Ok(converted) => prop_assert_eq!(BigInt::from(converted), exact.floor().to_integer()),
+                Err(ConversionError::Zero) => prop_assert!(amount > 0 && exact.floor().is_zero()),
+                Err(ConversionError::TooLarge { .. }) => {
+                    prop_assert!(exact.floor() > BigRational::from(BigInt::from(u64::MAX)));
                 }
             }
         }

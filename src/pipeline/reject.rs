@@ -41,7 +41,7 @@ pub enum RejectReason {
     Reflected,
     /// T00: no exchange rate for the pair of assets.
     NoRate,
-    /// R01: the amount became nothing when it was converted.
+    /// R01: nothing was left of the amount when it was converted and what we keep was taken off.
     AmountBecameZero,
     /// R02: too little time is left to forward the packet.
     InsufficientTimeout,
@@ -111,7 +111,7 @@ impl RejectReason {
             Self::Reflected => "the route leads back to the sender",
             Self::LinkDown => "no connection to the next hop",
             Self::NoRate => "no exchange rate for this pair of assets",
-            Self::AmountBecameZero => "the amount is too small to be converted",
+            Self::AmountBecameZero => "the amount is too small: nothing of it would be left to send on",
             Self::InsufficientTimeout => "too little time left to forward the packet",
             // Word for word: ilp-connector raises an operator's alert on exactly this text.
             Self::IncomingLiquidity => "exceeded maximum balance.",

@@ -232,7 +232,7 @@ impl Shard {
             .pipeline
             .directory()
             .get(paying.account)
-            .and_then(|account| self.pipeline.rate_between(&account.asset, &asset_of(asked)))
+            .and_then(|account| self.pipeline.rate_from(account, &asset_of(asked)))
             .and_then(|conversion| ratio_of(&conversion));
         paying.sender.set_rate(self.now.wall, rate);
     }

@@ -8,7 +8,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Applied, Batch, Book, Mutation, StoreError};
+use super::{Applied, Batch, Book, Mutation, StoreError, heard};
 use crate::ledger::account::place_in;
 use crate::ledger::transfer::Owner;
 use crate::ledger::{AccountId, Asset, AssetId, PaymentNumber, Transfer};
@@ -205,6 +205,9 @@ impl Ledger {
                 | Mutation::PutRates(_)
                 | Mutation::PutEngines(_)
                 | Mutation::PutNodeAddress(_)
+                | Mutation::PutAssignedAddress(_)
+                | Mutation::LearnRoutes { .. }
+                | Mutation::ForgetRoutes { .. }
                 | Mutation::ForgetPayments { .. } => {}
             }
         }
@@ -289,7 +292,20 @@ impl Ledger {
                 | Mutation::RemoveStaticRoute { .. }
                 | Mutation::PutRates(_)
                 | Mutation::PutEngines(_)
-                | Mutation::PutNodeAddress(_) => {}
+                | Mutation::PutNodeAddress(_)
+                | Mutation::PutAssignedAddress(_)
+                | Mutation::ForgetRoutes { .. } => {}
+                Mutation::LearnRoutes {
+                    account: neighbour,
+                    set,
+                    removed,
+                    ..
+                } => {
+                    if account(*neighbour).is_none() {
+                        return Err(StoreError::Inconsistent("an account that tells routes exists"));
+                    }
+                    heard::check_update(set, removed)?;
+                }
                 Mutation::ForgetPayments { account: payer, before } => {
                     let mut open = self.payments.iter().filter(|(_, paying)| paying.account == *payer);
                     if open.next().is_some_and(|(number, _)| number < before) {

@@ -15,9 +15,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::ledger::audit::Audit;
 use crate::ledger::{Account, AccountId, Asset, AssetId, PaymentNumber};
+use crate::wire::ccp::TableId;
 
 pub mod backup;
 mod fold;
+pub(crate) mod heard;
 pub mod recovery;
 pub mod rocks;
 mod schema;
@@ -25,6 +27,7 @@ mod secrets;
 pub mod writer;
 
 pub use backup::BackupError;
+pub use heard::{HeardRoutes, LearnedRoute};
 pub use recovery::recover;
 pub use rocks::RocksStore;
 pub use schema::FORMAT_VERSION;
@@ -60,6 +63,23 @@ pub enum Mutation {
     /// Code of the asset and URL of the settlement engine that its accounts use. Replaces all engines.
     PutEngines(Texts),
     PutNodeAddress(Box<str>),
+    /// What our parent calls us, or that nobody calls us anything any more.
+    PutAssignedAddress(Option<Box<str>>),
+    /// One update of a neighbour: up to which epoch of which of its tables we have heard it now, what it told and what
+    /// it withdrew. A prefix that is both removed and set is set; one that is removed and was not there is no mistake.
+    /// Another table id than before forgets nothing by itself, see [`Self::ForgetRoutes`].
+    LearnRoutes {
+        account: AccountId,
+        table_id: TableId,
+        epoch: u32,
+        set: Vec<LearnedRoute>,
+        removed: Vec<Arc<str>>,
+    },
+    /// All that the neighbour told, and how far we had heard it. Nothing, if it told nothing. An account that is deleted
+    /// takes what it told along by itself.
+    ForgetRoutes {
+        account: AccountId,
+    },
     /// A payment of one of our accounts begins. `record` is what is to be known of it, for whoever reads it back; `key`
     /// says who asked for it, so that it can be found by that, see [`Reader::payment_by_key`].
     BeginPayment {
@@ -192,6 +212,10 @@ pub struct Book {
     /// By ascending code.
     pub engines: Texts,
     pub node_address: Option<Box<str>>,
+    /// What our parent calls us.
+    pub assigned_address: Option<Box<str>>,
+    /// By ascending account.
+    pub heard: Vec<HeardRoutes>,
     /// By ascending number. Of those that have ended nothing is read back at start.
     pub open_payments: Vec<OpenPayment>,
     /// The highest number that was ever given to a payment.
@@ -232,6 +256,7 @@ impl Book {
     }
 
     fn commit_mutation(&mut self, mutation: &Mutation) {
+        heard::commit(&mut self.heard, mutation);
         match mutation {
             Mutation::PutAsset(id, asset) => {
                 if id.index() == self.assets.len() {
@@ -265,6 +290,7 @@ impl Book {
                 self.engines.sort();
             }
             Mutation::PutNodeAddress(address) => self.node_address = Some(address.clone()),
+            Mutation::PutAssignedAddress(address) => self.assigned_address.clone_from(address),
             Mutation::BeginPayment {
                 account,
                 number,
@@ -280,7 +306,7 @@ impl Book {
                 });
             }
             Mutation::EndPayment { number, .. } => self.open_payments.retain(|open| open.number != *number),
-            Mutation::ForgetPayments { .. } => {}
+            Mutation::LearnRoutes { .. } | Mutation::ForgetRoutes { .. } | Mutation::ForgetPayments { .. } => {}
         }
     }
 }

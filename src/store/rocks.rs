@@ -24,8 +24,8 @@ use super::recovery::Sums;
 use super::schema::{self, Malformed, family, meta};
 use super::secrets::Secrets;
 use super::{
-    BackupError, Batch, Book, Mutation, OpenError, OpenPayment, PAYMENT_KEY_BYTES, Reader, Store, StoreError,
-    StoredPayment, Texts, backup,
+    BackupError, Batch, Book, HeardRoutes, Mutation, OpenError, OpenPayment, PAYMENT_KEY_BYTES, Reader, Store,
+    StoreError, StoredPayment, Texts, backup,
 };
 use crate::ledger::audit::Audit;
 use crate::ledger::{Account, AccountId, Asset, PaymentNumber};
@@ -122,12 +122,9 @@ impl RocksStore {
                 batch.delete_cf(family(family::ACCOUNTS), schema::account_key(*id));
                 batch.delete_cf(family(family::BALANCES), schema::account_key(*id));
                 for name in [family::PAYMENTS, family::KEYS] {
-                    batch.delete_range_cf(
-                        family(name),
-                        &schema::account_key(*id)[..],
-                        &schema::end_of_account(*id),
-                    );
+                    self.delete_all_of(batch, name, *id);
                 }
+                self.forget_routes(batch, *id);
             }
             Mutation::PutStaticRoute { prefix, next_hop } => {
                 batch.put_cf(
@@ -144,6 +141,32 @@ impl RocksStore {
             Mutation::PutNodeAddress(address) => {
                 batch.put_cf(family(family::META), meta::NODE_ADDRESS, address.as_bytes());
             }
+            Mutation::PutAssignedAddress(address) => {
+                let meta = family(family::META);
+                match address {
+                    Some(address) => batch.put_cf(meta, meta::ASSIGNED_ADDRESS, address.as_bytes()),
+                    None => batch.delete_cf(meta, meta::ASSIGNED_ADDRESS),
+                }
+            }
+            Mutation::LearnRoutes {
+                account,
+                table_id,
+                epoch,
+                set,
+                removed,
+            } => {
+                let heard = schema::heard(table_id, *epoch);
+                batch.put_cf(family(family::HEARD), schema::account_key(*account), heard);
+                let learned = family(family::LEARNED);
+                for prefix in removed {
+                    batch.delete_cf(learned, schema::learned_key(*account, prefix));
+                }
+                for route in set {
+                    let key = schema::learned_key(*account, &route.prefix);
+                    batch.put_cf(learned, key, schema::learned(route));
+                }
+            }
+            Mutation::ForgetRoutes { account } => self.forget_routes(batch, *account),
             Mutation::BeginPayment {
                 account,
                 number,
@@ -180,6 +203,17 @@ impl RocksStore {
 }
 
 impl RocksStore {
+    /// Deletes what begins with the account's number in a family.
+    fn delete_all_of(&self, batch: &mut WriteBatch, family: &str, account: AccountId) {
+        let (first, end) = (schema::account_key(account), schema::end_of_account(account));
+        batch.delete_range_cf(self.db.family(family), &first[..], &end);
+    }
+
+    fn forget_routes(&self, batch: &mut WriteBatch, account: AccountId) {
+        batch.delete_cf(self.db.family(family::HEARD), schema::account_key(account));
+        self.delete_all_of(batch, family::LEARNED, account);
+    }
+
     /// Deletes the keys that payments of the account before this number began with.
     fn forget_keys(&self, batch: &mut WriteBatch, account: AccountId, before: PaymentNumber) {
         let keys = self.db.family(family::KEYS);
@@ -217,9 +251,9 @@ impl Store for RocksStore {
             static_routes.push((schema::read_text(prefix)?.into(), schema::read_account_key(next_hop)?));
             Ok(())
         })?;
-        let node_address = view.meta(meta::NODE_ADDRESS)?;
         Ok(Book {
             positions: view.positions(assets.len())?,
+            heard: view.heard(&accounts)?,
             assets,
             accounts,
             static_routes,
@@ -230,11 +264,8 @@ impl Store for RocksStore {
                 .meta(meta::LAST_PAYMENT)?
                 .map(|number| schema::read_payment_number(&number))
                 .transpose()?,
-            node_address: node_address
-                .as_deref()
-                .map(schema::read_text)
-                .transpose()?
-                .map(Box::from),
+            node_address: view.meta_text(meta::NODE_ADDRESS)?,
+            assigned_address: view.meta_text(meta::ASSIGNED_ADDRESS)?,
             next_account_id: schema::read_u32(&next_account_id)?,
         })
     }
@@ -503,6 +534,11 @@ impl<'a> View<'a> {
         Ok(self.snapshot.get_cf(family, key)?)
     }
 
+    fn meta_text(&self, key: &[u8]) -> Result<Option<Box<str>>, ReadError> {
+        let text = self.meta(key)?;
+        Ok(text.as_deref().map(schema::read_text).transpose()?.map(Box::from))
+    }
+
     fn check_format(&self) -> Result<(), OpenError> {
         let Some(version) = self.meta(meta::FORMAT_VERSION)? else {
             return Err(OpenError::Corrupt("it has no format version".into()));
@@ -581,6 +617,45 @@ impl<'a> View<'a> {
             Ok(())
         })?;
         Ok(open)
+    }
+
+    /// What the neighbours told, of those among `accounts`. A version of the program that knew of no routes may have
+    /// deleted an account and left what it told: its number is never given again, so that is nobody's.
+    fn heard(&self, accounts: &[(Arc<Account>, i128)]) -> Result<Vec<HeardRoutes>, ReadError> {
+        let mut heard: Vec<HeardRoutes> = Vec::new();
+        self.each(family::HEARD, |account, value| {
+            let account = schema::read_account_key(account)?;
+            let (table_id, epoch) = schema::read_heard(value)?;
+            heard.push(HeardRoutes {
+                account,
+                table_id,
+                epoch,
+                routes: Vec::new(),
+            });
+            Ok(())
+        })?;
+        // Both families come by ascending account.
+        let mut at = 0;
+        self.each(family::LEARNED, |key, value| {
+            let (account, route) = schema::read_learned(key, value)?;
+            while heard.get(at).is_some_and(|of| of.account < account) {
+                at += 1;
+            }
+            let of = heard.get_mut(at).filter(|of| of.account == account);
+            let routes = &mut of.ok_or(Malformed("neighbour of a learned route"))?.routes;
+            if routes.len() == routes.capacity() {
+                // There may be a million of them: doubling would leave as much memory unused.
+                routes.reserve_exact(routes.len() / 8 + 8);
+            }
+            routes.push(route);
+            Ok(())
+        })?;
+        heard.retain(|of| {
+            accounts
+                .binary_search_by_key(&of.account, |(account, _)| account.id)
+                .is_ok()
+        });
+        Ok(heard)
     }
 
     /// One per asset; an asset in which nothing was ever moved has none stored.
@@ -737,7 +812,7 @@ mod tests {
     use super::*;
     use crate::ledger::{AssetId, Links, Transfer};
     use crate::store::tests::{Folder, account, assets, book};
-    use crate::store::{Durability, MemoryStore, Writer, recover};
+    use crate::store::{Durability, LearnedRoute, MemoryStore, Writer, recover};
 
     const SEED: [u8; 32] = [7; 32];
 
@@ -974,6 +1049,239 @@ mod tests {
         );
         assert_eq!(&*kept.open_payments[0].record, b"begun 7");
         assert_eq!(kept.last_payment, Some(number(7)));
+    }
+
+    fn route(prefix: &str, mark: u8) -> LearnedRoute {
+        LearnedRoute {
+            prefix: prefix.into(),
+            path: vec![mark; usize::from(mark)].into(),
+            auth: [mark; 32],
+        }
+    }
+
+    fn learn(account: u32, epoch: u32, set: Vec<LearnedRoute>, removed: &[&str]) -> Mutation {
+        Mutation::LearnRoutes {
+            account: AccountId::new(account),
+            table_id: [account as u8; 16],
+            epoch,
+            set,
+            removed: removed.iter().map(|prefix| (*prefix).into()).collect(),
+        }
+    }
+
+    /// What is known of neighbours, one line each: account, epoch, and the prefixes with their marks.
+    fn heard(book: &Book) -> Vec<String> {
+        let route = |route: &LearnedRoute| {
+            let mark = route.auth[0];
+            assert_eq!((&*route.path, route.auth), (&vec![mark; mark.into()][..], [mark; 32]));
+            format!(" {}={mark}", route.prefix)
+        };
+        let line = |of: &HeardRoutes| {
+            assert_eq!(of.table_id, [of.account.get() as u8; 16]);
+            let routes: String = of.routes.iter().map(route).collect();
+            format!("{}@{}:{routes}", of.account, of.epoch)
+        };
+        book.heard.iter().map(line).collect()
+    }
+
+    /// The same on disk and in memory: each update as a whole, by account and prefix, gone with the account.
+    #[test]
+    fn what_neighbours_told_is_remembered() {
+        let folder = Folder::new();
+        let memory = MemoryStore::default();
+        let forget = |account| Mutation::ForgetRoutes {
+            account: AccountId::new(account),
+        };
+        let longest = "a".repeat(1023);
+        let too_long = "a".repeat(1024);
+        // What is applied together, and what a start reads back then.
+        let steps: Vec<(Vec<Mutation>, Vec<&str>)> = vec![
+            (vec![learn(1, 0, vec![], &[])], vec!["1@0:"]),
+            (
+                vec![learn(
+                    1,
+                    7,
+                    vec![route("test.b", 1), route("test.a", 2), route("", 3)],
+                    &["test.c"],
+                )],
+                vec!["1@7: =3 test.a=2 test.b=1"],
+            ),
+            (
+                vec![learn(0, 9, vec![route("test.b", 4), route("test.b", 5)], &["test.b"])],
+                vec!["0@9: test.b=5", "1@7: =3 test.a=2 test.b=1"],
+            ),
+            (
+                vec![learn(
+                    1,
+                    8,
+                    vec![route("test.ab", 6), route("test.a", 7)],
+                    &["test.b", ""],
+                )],
+                vec!["0@9: test.b=5", "1@8: test.a=7 test.ab=6"],
+            ),
+            (
+                vec![forget(1), learn(1, 1, vec![route("test.z", 8)], &[]), forget(9)],
+                vec!["0@9: test.b=5", "1@1: test.z=8"],
+            ),
+            (
+                vec![
+                    Mutation::DeleteAccount {
+                        id: AccountId::new(0),
+                        write_off: false,
+                    },
+                    Mutation::PutAssignedAddress(Some("test.parent.us".into())),
+                ],
+                vec!["1@1: test.z=8"],
+            ),
+            (vec![forget(1)], vec![]),
+            (
+                vec![
+                    learn(1, 3, vec![route(&longest, 9)], &[]),
+                    Mutation::PutAssignedAddress(None),
+                    Mutation::PutAssignedAddress(Some("test.other.us".into())),
+                ],
+                vec!["1@3: $longest=9"],
+            ),
+        ];
+        let with_path = |bytes| LearnedRoute {
+            path: vec![0; bytes].into(),
+            ..route("test.a", 1)
+        };
+        let refused = [
+            learn(9, 1, vec![], &[]),
+            learn(0, 1, vec![], &[]),
+            learn(1, 1, vec![route("test.a", 1), route(&too_long, 1)], &[]),
+            learn(1, 1, vec![], &[&too_long]),
+            learn(1, 1, vec![with_path(4_097)], &[]),
+        ];
+        let mut disk = Vec::new();
+        for (store, kept) in [(true, folder.0.clone()), (false, PathBuf::new())] {
+            let open = || -> Box<dyn Store> {
+                match store {
+                    true => Box::new(RocksStore::open(&kept, &SEED).unwrap()),
+                    false => Box::new(memory.clone()),
+                }
+            };
+            let write = |mutations: Vec<Mutation>| {
+                let mut store = open();
+                let book = recover(&mut *store).unwrap();
+                let interval = Duration::from_millis(100);
+                let (handle, _senders) = Writer::start(store, &book, 1, Durability::Commit, interval).unwrap();
+                let applied = handle.apply(mutations);
+                handle.stop();
+                applied.map(|_| recover(&mut *open()).unwrap())
+            };
+            write(mutations()).unwrap();
+            let routes = ["", "test.west"].map(|prefix| Mutation::PutStaticRoute {
+                prefix: prefix.into(),
+                next_hop: AccountId::new(1),
+            });
+            write(routes.into()).unwrap();
+            for (mutations, expected) in &steps {
+                let expected: Vec<_> = expected.iter().map(|line| line.replace("$longest", &longest)).collect();
+                assert_eq!(heard(&write(mutations.clone()).unwrap()), expected, "{mutations:?}");
+            }
+            for mutation in &refused {
+                let first = Mutation::PutNodeAddress("test.changed".into());
+                let error = write(vec![first, mutation.clone()]).unwrap_err();
+                assert!(matches!(error, StoreError::Inconsistent(_)), "{error}");
+            }
+            write(vec![learn(1, 4, vec![with_path(4_096)], &[])]).unwrap();
+            disk.push(recover(&mut *open()).unwrap());
+        }
+        assert_eq!(disk[0], disk[1]);
+        assert_eq!(disk[0].assigned_address.as_deref(), Some("test.other.us"));
+        assert_eq!(
+            disk[0].node_address.as_deref(),
+            Some("test.node"),
+            "what was refused has changed nothing"
+        );
+        assert_eq!(disk[0].heard[0].routes.len(), 2);
+    }
+
+    #[test]
+    fn a_store_of_a_version_that_knew_no_learned_routes_opens_without_loss() {
+        let folder = Folder::new();
+        let (handle, mut sender) = start(folder.open().unwrap());
+        handle.apply(mutations()).unwrap();
+        sender.push(transfer(0, 1, 100, 7));
+        handle.stop();
+        let before = recover(&mut folder.open().unwrap()).unwrap();
+        // As that version left it: without the families it did not have.
+        let families = DB::list_cf(&options(), &folder.0).unwrap();
+        let mut older = DB::open_cf(&options(), &folder.0, &families).unwrap();
+        for name in [family::HEARD, family::LEARNED] {
+            older.drop_cf(name).unwrap();
+        }
+        drop(older);
+        let seen = read_only(&folder.0, &SEED, |store| recover(store));
+        assert_eq!(seen.as_ref(), Ok(&before), "also by a reader, who cannot add them");
+        assert_eq!(recover(&mut folder.open().unwrap()).as_ref(), Ok(&before));
+        let (handle, _sender) = start(folder.open().unwrap());
+        handle
+            .apply(vec![
+                learn(0, 1, vec![route("test.a", 1)], &[]),
+                learn(1, 2, vec![route("test.b", 2)], &[]),
+            ])
+            .unwrap();
+        handle.stop();
+        assert_eq!(
+            heard(&recover(&mut folder.open().unwrap()).unwrap()),
+            ["0@1: test.a=1", "1@2: test.b=2"]
+        );
+        // The other way round: that version deletes an account and leaves what it does not know of.
+        let store = folder.open().unwrap();
+        let key = schema::account_key(AccountId::new(0));
+        for name in [family::ACCOUNTS, family::BALANCES] {
+            store.db.0.delete_cf(store.db.family(name), key).unwrap();
+        }
+        let position = schema::asset_key(AssetId::new(0));
+        store
+            .db
+            .0
+            .delete_cf(store.db.family(family::POSITIONS), position)
+            .unwrap();
+        drop(store);
+        assert_eq!(heard(&recover(&mut folder.open().unwrap()).unwrap()), ["1@2: test.b=2"]);
+    }
+
+    #[test]
+    fn a_log_cut_anywhere_keeps_each_update_of_a_neighbour_whole_or_not_at_all() {
+        let folder = Folder::new();
+        let (handle, _sender) = start(folder.open().unwrap());
+        handle.apply(mutations()).unwrap();
+        handle.stop();
+        let (handle, _sender) = start(folder.open().unwrap());
+        let mut ends = Vec::new();
+        let updates = [
+            learn(1, 1, vec![route("test.a", 1), route("test.b", 2)], &[]),
+            learn(1, 2, vec![route("test.c", 3)], &["test.a"]),
+        ];
+        for update in updates {
+            handle.apply(vec![update]).unwrap();
+            ends.push(fs::metadata(folder.log()).unwrap().len());
+        }
+        handle.stop();
+        let whole = fs::read(folder.log()).unwrap();
+        let copy = Folder::new();
+        for end in (ends[0]..ends[1]).step_by(4).chain([ends[1] - 1, ends[1]]) {
+            fs::create_dir_all(&copy.0).unwrap();
+            for entry in fs::read_dir(&folder.0).unwrap() {
+                let path = entry.unwrap().path();
+                fs::copy(&path, copy.0.join(path.file_name().unwrap())).unwrap();
+            }
+            fs::write(copy.log(), &whole[..end as usize]).unwrap();
+            let expected = match end == ends[1] {
+                true => "1@2: test.b=2 test.c=3",
+                false => "1@1: test.a=1 test.b=2",
+            };
+            assert_eq!(
+                heard(&recover(&mut copy.open().unwrap()).unwrap()),
+                [expected],
+                "cut at {end} of {ends:?}"
+            );
+            fs::remove_dir_all(&copy.0).unwrap();
+        }
     }
 
     #[test]
@@ -1226,10 +1534,18 @@ mod tests {
             (family::ASSETS, &[0, 9], b"\x02ABC"),
             (family::RATES, b"ABC", b"\xff"),
             (family::META, meta::NEXT_ACCOUNT_ID, &[0, 0, 0, 1]),
+            (family::META, meta::ASSIGNED_ADDRESS, b"\xff"),
+            (family::HEARD, &key(0), &[2; 21]),
+            (family::HEARD, &key(0), &schema::heard(&[7; 16], 1)[..20]),
+            (family::LEARNED, &key(0)[..3], &[0; 32]),
+            (family::LEARNED, &key(0), &[0; 32]),
+            (family::LEARNED, &key(1), &[0; 31]),
+            (family::LEARNED, b"\0\0\0\x01\xff", &[0; 32]),
         ] {
             let folder = Folder::new();
             let (handle, _sender) = start(folder.open().unwrap());
             handle.apply(mutations()).unwrap();
+            handle.apply(vec![learn(1, 1, vec![], &[])]).unwrap();
             handle.stop();
             tamper(&folder, family, key, value);
             let error = recover(&mut folder.open().unwrap()).unwrap_err();
@@ -1295,5 +1611,42 @@ mod tests {
         assert_eq!(kept.accounts.len(), 30_000);
         assert_eq!(kept.accounts[1].1, 1 - 2);
         assert_ne!(kept.positions(), book(&[], 0).positions());
+    }
+
+    /// With CLEARWAY_TEST_UPDATES=1000, a million of them.
+    #[test]
+    fn more_routes_than_the_write_buffers_hold_come_back() {
+        const ROUTES_PER_UPDATE: u32 = 1_000;
+        let updates = std::env::var("CLEARWAY_TEST_UPDATES").map_or(40, |updates| updates.parse().unwrap());
+        let folder = Folder::new();
+        let (handle, _sender) = start(folder.open().unwrap());
+        handle.apply(mutations()).unwrap();
+        let prefix = |number: u32| format!("test.net{:02}.node{number:07}", number % 97);
+        for update in 0..updates {
+            let numbers = update * ROUTES_PER_UPDATE..(update + 1) * ROUTES_PER_UPDATE;
+            let set = numbers
+                .map(|number| route(&prefix(number), (number % 251) as u8))
+                .collect();
+            handle.apply(vec![learn(update % 2, update, set, &[])]).unwrap();
+        }
+        handle.stop();
+        assert!(!folder.files("sst").is_empty(), "some of it is in tables");
+        let started = std::time::Instant::now();
+        let kept = recover(&mut folder.open().unwrap()).unwrap();
+        println!("{} routes read in {:?}", updates * ROUTES_PER_UPDATE, started.elapsed());
+        assert_eq!([kept.heard[0].epoch, kept.heard[1].epoch], [updates - 2, updates - 1]);
+        for (of, routes) in (0..).zip(&kept.heard) {
+            let mut expected: Vec<_> = (0..updates * ROUTES_PER_UPDATE)
+                .filter(|number| number / ROUTES_PER_UPDATE % 2 == of)
+                .map(|number| (prefix(number), (number % 251) as u8))
+                .collect();
+            expected.sort();
+            let read: Vec<_> = routes
+                .routes
+                .iter()
+                .map(|route| (route.prefix.to_string(), route.auth[0]))
+                .collect();
+            assert!(read == expected, "account {of}");
+        }
     }
 }

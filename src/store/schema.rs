@@ -18,16 +18,21 @@
 //! | keys      | account, u32;       | the account's payment that began with this key: u64         |
 //! |           | key, 32 bytes       |                                                             |
 //! | paying    | payment, u64        | an open payment: account, u32; what it has sent, u64        |
+//! | heard     | account, u32        | layout, u8; the neighbour's table id, 16 bytes; epoch, u32  |
+//! | learned   | account, u32;       | what it told in that layout: auth, 32 bytes; path           |
+//! |           | prefix              |                                                             |
 
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::PAYMENT_KEY_BYTES;
 use super::secrets::Secrets;
+use super::{LearnedRoute, PAYMENT_KEY_BYTES};
 use crate::ledger::{
     Account, AccountId, AccountLimits, Asset, AssetId, Links, PackedLinks, PaymentNumber, RoutingRelation, Settlement,
+    Share,
 };
+use crate::wire::ccp::{AUTH_BYTES, TableId};
 
 /// Counted up when a program that knows only the older layouts would misread what is stored.
 pub const FORMAT_VERSION: u32 = 1;
@@ -44,9 +49,11 @@ pub mod family {
     pub const PAYMENTS: &str = "payments";
     pub const KEYS: &str = "keys";
     pub const PAYING: &str = "paying";
+    pub const HEARD: &str = "heard";
+    pub const LEARNED: &str = "learned";
 
-    pub const ALL: [&str; 11] = [
-        META, ASSETS, ACCOUNTS, BALANCES, POSITIONS, ROUTES, RATES, ENGINES, PAYMENTS, KEYS, PAYING,
+    pub const ALL: [&str; 13] = [
+        META, ASSETS, ACCOUNTS, BALANCES, POSITIONS, ROUTES, RATES, ENGINES, PAYMENTS, KEYS, PAYING, HEARD, LEARNED,
     ];
 }
 
@@ -58,6 +65,8 @@ pub mod meta {
     pub const SEED_CHECK: &[u8] = b"seed_check";
     /// The node's ILP address as text. Absent until the node has one.
     pub const NODE_ADDRESS: &[u8] = b"node_address";
+    /// What our parent calls us, as text. Absent while nobody does.
+    pub const ASSIGNED_ADDRESS: &[u8] = b"assigned_address";
     /// u32.
     pub const NEXT_ACCOUNT_ID: &[u8] = b"next_account_id";
     /// u64. Absent until there was one.
@@ -119,6 +128,44 @@ pub fn read_paying(bytes: &[u8]) -> Result<(AccountId, u64), Malformed> {
     let (account, sent) = bytes.split_at_checked(4).ok_or(Malformed("open payment"))?;
     let sent = sent.try_into().map_err(|_| Malformed("amount of an open payment"))?;
     Ok((read_account_key(account)?, u64::from_be_bytes(sent)))
+}
+
+/// Counted up when a program that knows only the older layouts would misread what a neighbour told.
+const HEARD_LAYOUT: u8 = 1;
+
+/// How far a neighbour was heard.
+pub fn heard(table_id: &TableId, epoch: u32) -> Vec<u8> {
+    [&[HEARD_LAYOUT][..], table_id, &epoch.to_be_bytes()].concat()
+}
+
+pub fn read_heard(bytes: &[u8]) -> Result<(TableId, u32), Malformed> {
+    let Some((&HEARD_LAYOUT, rest)) = bytes.split_first() else {
+        return Err(Malformed("layout of what a neighbour told"));
+    };
+    let (table_id, epoch) = rest.split_first_chunk().ok_or(Malformed("table of a neighbour"))?;
+    Ok((*table_id, read_u32(epoch)?))
+}
+
+pub fn learned_key(account: AccountId, prefix: &str) -> Vec<u8> {
+    [&account_key(account)[..], prefix.as_bytes()].concat()
+}
+
+pub fn learned(route: &LearnedRoute) -> Vec<u8> {
+    [&route.auth[..], &route.path].concat()
+}
+
+/// A route, and the account that told it.
+pub fn read_learned(key: &[u8], value: &[u8]) -> Result<(AccountId, LearnedRoute), Malformed> {
+    let (account, prefix) = key.split_at_checked(4).ok_or(Malformed("key of a learned route"))?;
+    let (auth, path) = value
+        .split_first_chunk::<AUTH_BYTES>()
+        .ok_or(Malformed("learned route"))?;
+    let route = LearnedRoute {
+        prefix: read_text(prefix)?.into(),
+        path: path.into(),
+        auth: *auth,
+    };
+    Ok((read_account_key(account)?, route))
 }
 
 pub fn asset_key(id: AssetId) -> [u8; 2] {
@@ -202,6 +249,9 @@ struct AccountRecord {
     amount_per_minute: Option<u64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     packets_per_minute: Option<u32>,
+    /// In units of `10^-18`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    spread_attos: Option<u64>,
     round_trip_time_ms: u32,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     settle_threshold: Option<i64>,
@@ -265,6 +315,7 @@ pub fn account(account: &Account, secrets: &Secrets) -> Vec<u8> {
         balance_max: limits.balance_max,
         amount_per_minute: limits.amount_per_minute,
         packets_per_minute: limits.packets_per_minute,
+        spread_attos: Some(limits.spread.attos()).filter(|attos| *attos != 0),
         round_trip_time_ms: account.round_trip_time_ms,
         settle_threshold: settlement.threshold,
         settle_to: settlement.to,
@@ -320,6 +371,7 @@ pub fn read_account(
             balance_max: record.balance_max,
             amount_per_minute: record.amount_per_minute,
             packets_per_minute: record.packets_per_minute,
+            spread: Share::from_attos(record.spread_attos.unwrap_or(0)).ok_or(Malformed("spread"))?,
         }
         .into(),
         round_trip_time_ms: record.round_trip_time_ms,
@@ -399,6 +451,7 @@ mod tests {
             balance_max: Option<i64>,
             amount_per_minute: Option<u64>,
             packets_per_minute: Option<u32>,
+            spread_attos in prop_oneof![Just(0), 0..Share::ONE_ATTOS],
         ) -> AccountLimits {
             AccountLimits {
                 packet_amount_max,
@@ -406,6 +459,7 @@ mod tests {
                 balance_max,
                 amount_per_minute,
                 packets_per_minute,
+                spread: Share::from_attos(spread_attos).unwrap(),
             }
         }
     }
@@ -473,6 +527,7 @@ mod tests {
             for bytes in [&bytes, &with_head] {
                 let _ = read_account(AccountId::new(0), bytes, &assets(), &secrets);
                 let _ = (read_asset(bytes), read_amount(bytes), read_account_key(bytes), read_asset_key(bytes));
+                let _ = (read_heard(bytes), read_learned(bytes, bytes));
             }
         }
 
@@ -483,6 +538,21 @@ mod tests {
             prop_assert_eq!(read_amount(&amount(value)), Ok(value));
             let one = Asset { code: code.into(), scale };
             prop_assert_eq!(read_asset(&asset(&one)), Ok(one));
+        }
+
+        #[test]
+        fn what_neighbours_told_comes_back(
+            id: u32,
+            table_id: TableId,
+            epoch: u32,
+            prefix in text(),
+            path: Vec<u8>,
+            auth: [u8; AUTH_BYTES],
+        ) {
+            prop_assert_eq!(read_heard(&heard(&table_id, epoch)), Ok((table_id, epoch)));
+            let id = AccountId::new(id);
+            let route = LearnedRoute { prefix: (*prefix).into(), path: path.into(), auth };
+            prop_assert_eq!(read_learned(&learned_key(id, &prefix), &learned(&route)), Ok((id, route)));
         }
 
         #[test]
@@ -515,6 +585,9 @@ mod tests {
         assert_eq!(*newer.limits, AccountLimits::default());
         assert_eq!((newer.asset, newer.created_at_ms), (assets()[1].clone(), 9));
         assert_eq!(read(&json("")), Err(Malformed("account")), "created_at_ms is missing");
+        let spread = |attos: u64| read(&json(&format!(r#","created_at_ms":9,"spread_attos":{attos}"#)));
+        assert_eq!(spread(1).unwrap().limits.spread.attos(), 1);
+        assert_eq!(spread(Share::ONE_ATTOS), Err(Malformed("spread")));
         let mut unknown = json(r#","created_at_ms":9"#);
         unknown[0] = ACCOUNT_LAYOUT + 1;
         assert_eq!(read(&unknown), Err(Malformed("account layout")));

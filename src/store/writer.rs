@@ -561,7 +561,7 @@ mod tests {
     use super::*;
     use crate::ledger::{Asset, AssetId};
     use crate::store::tests::{account, assets, book};
-    use crate::store::{Batch, Fault, MemoryStore, OpenError, recover};
+    use crate::store::{Batch, Fault, LearnedRoute, MemoryStore, OpenError, recover};
 
     /// Nothing here is measured by the clock; this only ends a test that would hang.
     const PATIENCE: Duration = Duration::from_secs(60);
@@ -700,6 +700,44 @@ mod tests {
                 ..left
             };
             assert_eq!(left, book_after(kept, seed), "seed {seed}");
+        }
+    }
+
+    /// Each update of a neighbour takes one prefix back and tells the next: so one look tells which was the last.
+    #[test]
+    fn after_a_crash_no_acknowledged_update_of_a_neighbour_is_missing() {
+        let prefix = |epoch: u32| Arc::from(format!("test.number{epoch}"));
+        let update = |epoch: u32| Mutation::LearnRoutes {
+            account: AccountId::new(1),
+            table_id: [9; 16],
+            epoch,
+            set: vec![LearnedRoute {
+                prefix: prefix(epoch),
+                path: epoch.to_be_bytes().into(),
+                auth: [epoch as u8; 32],
+            }],
+            removed: vec![prefix(epoch - 1)],
+        };
+        for seed in 1..=20 {
+            let disk = MemoryStore::holding(book(&[0, 0], 0));
+            let fault = if seed % 2 == 0 { Fault::Lost } else { Fault::KeptUnseen };
+            disk.crash_after(seed, fault);
+            let (handle, _senders) = start(&disk, 1, Durability::Commit);
+            let acknowledged = (1..)
+                .take_while(|epoch| handle.apply(vec![update(*epoch)]).is_ok())
+                .count() as u32;
+            handle.stop();
+            let kept = if fault == Fault::Lost {
+                acknowledged
+            } else {
+                acknowledged + 1
+            };
+            let left = recover(&mut disk.restart()).unwrap();
+            let [heard] = left.heard.as_slice() else {
+                panic!("seed {seed}: {:?}", left.heard);
+            };
+            assert_eq!((heard.epoch, heard.routes.len()), (kept, 1), "seed {seed}");
+            assert_eq!(heard.routes[0].prefix, prefix(kept), "seed {seed}");
         }
     }
 

@@ -73,6 +73,45 @@ pub fn bad_values() -> Vec<(&'static str, String, Option<&'static str>)> {
             values.push((field, nonsense.to_owned(), None));
         }
     }
+    for value in [
+        "{}",
+        "[]",
+        "[0.5]",
+        "true",
+        "\"\"",
+        "\" 0.5\"",
+        "\"half\"",
+        "\"0,5\"",
+        "\".5\"",
+        "\"5.\"",
+        "\"NaN\"",
+        "\"1%\"",
+        "\"0.5\\u0000\"",
+        // More digits than are kept.
+        "0.1234567890123456789",
+        "1e-19",
+        "\"1E-300\"",
+    ] {
+        values.push(("spread", value.to_owned(), Some("invalid")));
+    }
+    for number in [
+        "1",
+        "1.0",
+        "1e0",
+        "-1",
+        "-0.5",
+        "-1e-18",
+        "1e300",
+        "1e301",
+        "1e-301",
+        "1e99999999999999999999",
+    ] {
+        values.push(("spread", number.to_owned(), Some("out_of_range")));
+        values.push(("spread", format!("\"{number}\""), Some("out_of_range")));
+    }
+    for nonsense in [".5", "0.", "0.5.5", "NaN", "Infinity", "00.5", "+0.5", "half"] {
+        values.push(("spread", nonsense.to_owned(), None));
+    }
     for (field, long, fault) in texts() {
         for value in ["{}", "[]", "[\"a\"]", "true", "false", "7", "-1.5e3", "{\"a\":\"b\"}"] {
             values.push((field, value.to_owned(), Some("invalid")));

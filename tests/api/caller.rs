@@ -391,7 +391,7 @@ pub fn invalid_params(problem: &Value) -> Vec<String> {
 }
 
 /// The members that clients of interledger-rs know, in the order in which they know them.
-const ACCOUNT_MEMBERS: [&str; 20] = [
+const ACCOUNT_MEMBERS: [&str; 22] = [
     "id",
     "username",
     "ilp_address",
@@ -412,6 +412,8 @@ const ACCOUNT_MEMBERS: [&str; 20] = [
     "packets_per_minute_limit",
     "amount_per_minute_limit",
     "settlement_engine_url",
+    "max_balance",
+    "spread",
 ];
 
 fn check_account(account: &Value, text: &str) -> Result<(), String> {

@@ -46,6 +46,7 @@ fn random_account(random: &mut Random, username: &str) -> Value {
         ("settle_to", json!(random.next() as i64)),
         ("round_trip_time", json!(random.next() as u32)),
         ("packets_per_minute_limit", json!(random.next() as u32)),
+        ("spread", json!(format!("0.{}", random.between(0, 999_999)))),
         ("routing_relation", json!("Child")),
         ("ilp_address", json!(format!("test.place.{username}"))),
     ];

@@ -9,7 +9,9 @@ use std::fmt;
 use std::str::FromStr;
 
 use num_bigint::{BigInt, BigUint, Sign};
-use num_traits::{One, Zero};
+use num_traits::{One, ToPrimitive, Zero};
+
+use crate::ledger::share::Share;
 
 /// Digits that a [`Decimal`] may have between its first and its last one that is not 0.
 pub const DECIMAL_DIGITS_MAX: usize = 40;
@@ -133,6 +135,16 @@ impl Decimal {
         self.subtract_from_one().0.sign() == Sign::Plus
     }
 
+    /// The same as a share. `None`: it is below 0, not below 1, or has more digits than a share.
+    pub fn to_share(&self) -> Option<Share> {
+        let exponent = self.exponent + Share::DIGITS_MAX as i32;
+        if exponent < 0 || !self.is_below_one() {
+            return None;
+        }
+        let attos = &self.coefficient * BigInt::from(power_of_ten(exponent));
+        Share::from_attos(attos.to_u64()?)
+    }
+
     /// The nearest `f64`, finite, and 0 only for 0. For showing to people and programs, never for computing.
     pub fn to_f64(&self) -> f64 {
         self.to_string()
@@ -224,6 +236,31 @@ mod tests {
             ("1e300", false),
         ] {
             assert_eq!(Decimal::parse(text).unwrap().is_below_one(), is_below, "{text}");
+        }
+    }
+
+    #[test]
+    fn shares() {
+        for (text, attos) in [
+            ("0", Some(0)),
+            ("-0", Some(0)),
+            ("1e-18", Some(1)),
+            ("0.0010", Some(1_000_000_000_000_000)),
+            ("0.999999999999999999", Some(999_999_999_999_999_999)),
+            ("1e-19", None),
+            ("0.1234567890123456789", None),
+            ("1e-300", None),
+            ("0.9999999999999999999", None),
+            ("1", None),
+            ("-0.001", None),
+            ("-1e-18", None),
+            ("1e300", None),
+        ] {
+            let share = decimal(text).to_share();
+            assert_eq!(share.map(Share::attos), attos, "{text}");
+            if let Some(share) = share {
+                assert_eq!(decimal(&share.to_string()), decimal(text));
+            }
         }
     }
 
