@@ -19,19 +19,32 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Arg, ArgAction, Command as CommandLine};
+use url::Url;
 
 use crate::logs::Directives;
 use crate::pipeline::rates::Decimal;
 use crate::store::Durability;
 
 use document::{Document, from_document};
-use options::{ALIASES, IGNORED, OPTIONS, OptionSpec, SHARDS_MAX, WITHOUT_EFFECT_YET};
+use options::{ALIASES, IGNORED, OPTIONS, OptionSpec, PROVIDERS, SHARDS_MAX, WITHOUT_EFFECT_YET};
 use sources::{Given, LOG_VARIABLE, Source, Sources};
 pub use values::{AccountName, BalanceFormat, RateProvider};
 pub(crate) use values::{read_seed, read_token};
 
-/// The provider of exchange rates that needs a key may be a table of its own on the command line, too.
-const PROVIDER_KEY: &str = "exchange_rate.provider.cryptocompare";
+/// The provider of exchange rates that needs a key may be a table of its own on the command line, too: our name of it, its
+/// own, and the option that it is in.
+const PROVIDER_KEYS: [[&str; 3]; 2] = [
+    [
+        "exchange_rate.provider.cryptocompare",
+        "exchange_rate.provider.CryptoCompare",
+        PROVIDERS[0],
+    ],
+    [
+        "exchange_rate.second_provider.cryptocompare",
+        "exchange_rate.second_provider.CryptoCompare",
+        PROVIDERS[1],
+    ],
+];
 
 /// Everything that is decided before the node starts.
 #[derive(Clone, PartialEq)]
@@ -85,9 +98,16 @@ pub struct Config {
 pub struct ExchangeRate {
     /// None: rates are set by the operator only.
     pub provider: Option<RateProvider>,
+    /// Where it is asked instead of its own address; only of providers that have one.
+    pub provider_url: Option<Url>,
+    /// Only beside a first.
+    pub second_provider: Option<RateProvider>,
+    pub second_provider_url: Option<Url>,
     pub poll_interval: Duration,
     /// Polls that may fail in a row; one more, and the rates are dropped.
     pub poll_failure_tolerance: u32,
+    /// A polled rate that is further than this from the last one is held; greater than 0. None: none is.
+    pub max_rate_change: Option<Decimal>,
     /// Kept by the node when it converts; at least 0 and below 1.
     pub spread: Decimal,
 }
@@ -96,8 +116,12 @@ impl Default for ExchangeRate {
     fn default() -> Self {
         Self {
             provider: None,
+            provider_url: None,
+            second_provider: None,
+            second_provider_url: None,
             poll_interval: Duration::from_secs(60),
             poll_failure_tolerance: 5,
+            max_rate_change: None,
             spread: Decimal::zero(),
         }
     }
@@ -263,7 +287,7 @@ pub fn read(sources: Sources<'_>) -> Result<Command, ConfigError> {
         .iter()
         .map(|spec| spec.name)
         .chain(IGNORED)
-        .chain([PROVIDER_KEY])
+        .chain(PROVIDER_KEYS.map(|[name, ..]| name))
     {
         if let Some(value) = matches.get_one::<String>(name) {
             given.push(Given::new(name, value.clone(), true, Source::CommandLine));
@@ -330,7 +354,7 @@ fn settings(given: &[Given]) -> Vec<Setting> {
 fn is_secret(name: &str) -> bool {
     let words = ["seed", "token", "secret", "password", "key"];
     // A provider of exchange rates may be given together with its key.
-    name == "exchange_rate.provider" || name.split(['.', '_']).any(|word| words.contains(&word))
+    PROVIDERS.contains(&name) || name.split(['.', '_']).any(|word| words.contains(&word))
 }
 
 fn unreadable(source: &Source, reason: String) -> ConfigError {
@@ -455,6 +479,32 @@ fn check_relations(config: &Config) -> Result<(), ConfigError> {
             "is longer than prometheus.histogram_window",
         ));
     }
+    let rates = &config.exchange_rate;
+    if rates.second_provider.is_some() && rates.provider.is_none() {
+        return Err(invalid(
+            "exchange_rate.second_provider",
+            "is for a node that has an exchange_rate.provider, too",
+        ));
+    }
+    for (option, provider, url) in [
+        ("exchange_rate.provider_url", &rates.provider, &rates.provider_url),
+        (
+            "exchange_rate.second_provider_url",
+            &rates.second_provider,
+            &rates.second_provider_url,
+        ),
+    ] {
+        let has_address = matches!(
+            provider,
+            Some(RateProvider::CoinCap | RateProvider::CryptoCompare { .. })
+        );
+        if url.is_some() && !has_address {
+            return Err(invalid(
+                option,
+                "is for CoinCap and CryptoCompare; any other provider is an URL",
+            ));
+        }
+    }
     if config.min_message_window_ms >= config.max_hold_time_ms {
         return Err(invalid(
             "min_message_window_ms",
@@ -489,12 +539,7 @@ pub(crate) fn command_line() -> CommandLine {
         )
         .args(options)
         .args(ignored)
-        .arg(
-            long_option(PROVIDER_KEY)
-                .alias("exchange_rate.provider.CryptoCompare")
-                .conflicts_with("exchange_rate.provider")
-                .hide(true),
-        )
+        .args(PROVIDER_KEYS.map(|[name, alias, option]| long_option(name).alias(alias).conflicts_with(option).hide(true)))
         .after_help(
             "MS are milliseconds. Every option can also be set in the environment (ILP_SHARDS=2; ILP_ADDRESS for\n\
              ilp_address; ILP_EXCHANGE_RATE__SPREAD for exchange_rate.spread), on standard input (YAML or JSON) or in the\n\
@@ -687,8 +732,12 @@ mod tests {
             ("exchange_rate.provider", "CoinCap"),
             ("exchange_rate.provider", "CryptoCompare:key"),
             ("exchange_rate.provider", "https://rates.example/v1?base=USD"),
+            ("exchange_rate.provider_url", "http://mirror.example/rates"),
+            ("exchange_rate.second_provider", "CryptoCompare:key"),
+            ("exchange_rate.second_provider_url", "https://mirror.example/"),
             ("exchange_rate.poll_interval", "1000"),
             ("exchange_rate.poll_failure_tolerance", "0"),
+            ("exchange_rate.max_rate_change", "0.2"),
             ("exchange_rate.spread", "0.01"),
             ("route_broadcast_interval", "1000"),
             ("settle_every", "60"),
@@ -697,8 +746,16 @@ mod tests {
             ("prometheus.histogram_granularity", "1000"),
         ] {
             tried.insert(name);
-            let expected = config(&format!("--{name} {value}"), "", "", "");
-            assert!(expected != Config::default(), "{name}");
+            // What it cannot be without.
+            let beside = match name {
+                "exchange_rate.provider_url" | "exchange_rate.second_provider" => "--exchange_rate.provider CoinCap",
+                "exchange_rate.second_provider_url" => {
+                    "--exchange_rate.provider CoinCap --exchange_rate.second_provider CoinCap"
+                }
+                _ => "",
+            };
+            let expected = config(&format!("{beside} --{name} {value}"), "", "", "");
+            assert!(expected != config(beside, "", "", ""), "{name}");
             let hyphens = name.replace('_', "-");
             let upper = name.to_uppercase().replace('.', "__");
             let lower = name.replace('.', "__");
@@ -758,7 +815,7 @@ mod tests {
                 ("x".into(), String::new(), String::new(), format!("{name}: \"{value}\"")),
                 ("x.yaml".into(), String::new(), String::new(), nested),
             ] {
-                let found = config(&arguments, &environment, &stdin, &file);
+                let found = config(&format!("{beside} {arguments}"), &environment, &stdin, &file);
                 let places = format!("{arguments} {environment} {stdin} {file}");
                 assert!(without_warnings(&found) == without_warnings(&expected), "{places}");
                 let not_yet = WITHOUT_EFFECT_YET.contains(&name);
@@ -1167,6 +1224,48 @@ mod tests {
                 "cannot be used with",
             ),
             (
+                "--exchange_rate.second_provider CoinCap",
+                "",
+                "",
+                "",
+                "exchange_rate.second_provider: is for a node that has an exchange_rate.provider",
+            ),
+            (
+                "--exchange_rate.provider https://h/x --exchange_rate.provider_url https://h",
+                "",
+                "",
+                "",
+                "exchange_rate.provider_url: is for CoinCap and CryptoCompare",
+            ),
+            (
+                "--exchange_rate.provider CoinCap --exchange_rate.second_provider_url https://h",
+                "",
+                "",
+                "",
+                "exchange_rate.second_provider_url: is for CoinCap and CryptoCompare",
+            ),
+            (
+                "--exchange_rate.provider CoinCap --exchange_rate.provider_url https://hush:zz@h",
+                "",
+                "",
+                "",
+                "exchange_rate.provider_url: expected an http or https URL",
+            ),
+            (
+                "",
+                "ILP_EXCHANGE_RATE__PROVIDER=CoinCap\nILP_EXCHANGE_RATE__SECOND_PROVIDER__CRYPTOCOMPARE= ",
+                "",
+                "",
+                "the key of CryptoCompare: expected",
+            ),
+            (
+                "--exchange_rate.max_rate_change 0",
+                "",
+                "",
+                "",
+                "exchange_rate.max_rate_change: expected a number above 0",
+            ),
+            (
                 "--exchange_rate.spread 0 --exchange_rate_spread 0",
                 "",
                 "",
@@ -1369,7 +1468,7 @@ mod tests {
                     .filter(|warning| warning.starts_with(name))
                     .count()
             };
-            assert_eq!((warned("redis_"), warned("exchange_rate.provider: ")), (1, 1), "{path}");
+            assert_eq!((warned("redis_"), warned("exchange_rate.provider: ")), (1, 0), "{path}");
             assert_eq!(
                 (warned("route_broadcast_interval: "), warned("exchange_rate.spread")),
                 (1, 0)

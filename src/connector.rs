@@ -13,12 +13,15 @@ use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, Sender, bounded};
 use glommio::{LocalExecutorBuilder, Placement};
+use url::Url;
 
 use crate::api::{self, Api};
+use crate::client::rates::{Provider, RateClient};
 use crate::client::spsp::SpspClient;
-use crate::config::{self, AccountName, Config};
+use crate::config::{self, AccountName, Config, RateProvider};
 use crate::control::explain::PacketRules;
 use crate::control::payments::Payments;
+use crate::control::rates::{HttpProvider, Policy, Poller, Providers};
 use crate::control::{Control, Readiness, StartError};
 use crate::keys::Keys;
 use crate::logs;
@@ -79,6 +82,8 @@ pub struct Connector {
     pub settlement_address: SocketAddr,
     control: Arc<Control>,
     payments: Payments,
+    /// Polls for rates, if there is somebody to ask.
+    rates: Option<Poller>,
     shards: ShardsHandle,
     shard_threads: Vec<JoinHandle<()>>,
     writer: WriterHandle,
@@ -181,11 +186,14 @@ impl Connector {
         start_lookups(&lookup_receiver)?;
         start_neighbours(neighbour_events)?; // STAND-IN
         control.set_readiness(Readiness::Ready);
+        let (policy, providers) = rate_providers(config);
+        let rates = Poller::start(&control, policy, providers).map_err(ConnectorError::Thread)?;
         Ok(Self {
             http_address,
             settlement_address,
             control,
             payments,
+            rates,
             shards,
             shard_threads,
             writer,
@@ -197,6 +205,7 @@ impl Connector {
     /// that was fulfilled is durable when this returns.
     pub fn stop(self, hurry: &dyn Fn() -> bool) {
         self.control.set_readiness(Readiness::Stopping);
+        drop(self.rates);
         self.shards.tell_all(|| Cold::Stop);
         let end = Instant::now() + STOP_MAX;
         // A payment that does not end in time is ended at the next start, with what the book says of it.
@@ -263,6 +272,33 @@ fn settings(config: &Config) -> Settings {
         },
         spread: config.exchange_rate.spread.clone(),
     }
+}
+
+/// Who is polled for rates, and how.
+fn rate_providers(config: &Config) -> (Policy, Providers) {
+    let rates = &config.exchange_rate;
+    let policy = Policy {
+        poll_interval: rates.poll_interval,
+        failures_max: rates.poll_failure_tolerance,
+        max_change: rates.max_rate_change.clone(),
+    };
+    let provider = |given: &Option<RateProvider>, url: &Option<Url>| {
+        let provider = match given.as_ref()? {
+            RateProvider::CoinCap => Provider::CoinCap,
+            RateProvider::CryptoCompare { key } => Provider::CryptoCompare { key: key.clone() },
+            RateProvider::Url(url) => Provider::Url(url.clone()),
+        };
+        let provider = HttpProvider {
+            kind: provider.kind(),
+            client: RateClient::new(&provider, url.as_ref()),
+        };
+        Some(Box::new(provider) as _)
+    };
+    let providers = [
+        provider(&rates.provider, &rates.provider_url),
+        provider(&rates.second_provider, &rates.second_provider_url),
+    ];
+    (policy, providers)
 }
 
 fn start_shard(id: u16, setup: Setup) -> Result<JoinHandle<()>, ConnectorError> {

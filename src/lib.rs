@@ -15,7 +15,7 @@
 //! ------ up to here: no sockets, no disk, no clock, no async. From here on: io_uring, glommio, RocksDB, the world ------
 //! store/         * Store (a trait) and its default on RocksDB; the writer thread: group commit, double entry
 //! net/           * the shard's io_uring, its buffers; listening and dialling; how a sleeping shard is woken
-//! client/          what we ask of other services: SPSP
+//! client/          what we ask of other services: SPSP, rates
 //! shard/         * all that one core owns, and its loop: gather, handle, send, sleep
 //! control/         the cold half of the node: a change is validated, made durable, then published to all shards
 //! api/             the operator's HTTP API: paths, authorization, JSON, errors; on threads of its own
@@ -36,8 +36,8 @@
 //! [`shard::receiving`] answers for our own accounts where otherwise a link would.
 //!
 //! # Threads
-//! One per shard (pinned), one writer, a few for the API, for payments and for resolving names, one for signals. A shard
-//! never waits for anybody; the cold threads wait for shards and disk.
+//! One per shard (pinned), one writer, a few for the API, for payments and for resolving names, one for signals, one that
+//! polls for rates. A shard never waits for anybody; the cold threads wait for shards and disk.
 //!
 //! # To read first
 //! `wire::packet`, `ledger::balance`, `pipeline`, `shard`, `connector`, in this order: nouns, money, rules, loop,

@@ -14,7 +14,7 @@ const FLOORS: [(&str, &[&str]); 16] = [
     ("stream", &["wire"]),
     ("store", &["wire", "ledger", "routing"]),
     ("net", &[]),
-    ("client", &["wire", "stream"]),
+    ("client", &["wire", "pipeline", "stream"]),
     (
         "shard",
         &[

@@ -19,6 +19,7 @@ use support::PATIENCE;
 use support::http::request_bytes;
 use support::node::{ADMIN_TOKEN, Node, Options};
 use support::packet::Prepare;
+use support::rates::{RateServer, Reply};
 
 const DESCRIPTION: &str = include_str!("../src/api/openapi.json");
 
@@ -68,6 +69,7 @@ paths! {
     Resource::StaticRoutes => ["/routes/static"],
     Resource::StaticRoute(_) => ["/routes/static/{prefix}"],
     Resource::Rates => ["/rates"],
+    Resource::RatesConfirm => ["/rates/confirm"],
     Resource::Engines => ["/settlement/engines"],
     Resource::LogLevel => ["/tracing-level"],
     Resource::Audit => ["/ledger/audit"],
@@ -239,10 +241,13 @@ fn examples_are_what_their_schemas_say() {
 }
 
 /// A node with everything that the examples of the description name.
-fn prepared_node() -> Node {
+fn prepared_node(more: &[&str]) -> Node {
+    let arguments = ["--default_spsp_account", "alice"]
+        .into_iter()
+        .chain(more.iter().copied());
     let node = Node::start_with(Options {
         shards: 2,
-        arguments: ["--default_spsp_account", "alice"].map(str::to_owned).into(),
+        arguments: arguments.map(str::to_owned).collect(),
         ..Options::default()
     });
     for username in ["alice", "bob", "uplink"] {
@@ -268,7 +273,7 @@ fn spare(number: usize) -> String {
 /// HEAD and OPTIONS are not described for each path, because they are the same everywhere.
 #[test]
 fn head_and_options_are_as_the_description_says_of_all_paths() {
-    let node = prepared_node();
+    let node = prepared_node(&[]);
     // The lines of the head without its time, and the body.
     let call = |method: &str, path: &str| -> (Vec<String>, Vec<u8>) {
         let mut stream = TcpStream::connect(node.address()).expect("the node listens");
@@ -377,7 +382,18 @@ fn schemathesis(node: &Node, role: Role) -> Answers {
 #[test]
 fn a_node_answers_as_described() {
     tools();
-    let node = prepared_node();
+    // A rate that jumps to and fro: every other poll there is something to confirm.
+    let provider = RateServer::start();
+    let answers = [r#"{"ABC":1,"HELD":1}"#, r#"{"ABC":1,"HELD":100}"#];
+    provider.play("/", Reply::InTurn(answers.map(str::to_owned).into()));
+    let node = prepared_node(&[
+        "--exchange_rate.provider",
+        &provider.url("/"),
+        "--exchange_rate.poll_interval",
+        "100",
+        "--exchange_rate.max_rate_change",
+        "0.2",
+    ]);
     assert_eq!(node.api().get("/openapi.json"), description());
     let mut all = Answers::new();
     std::thread::scope(|scope| {

@@ -260,6 +260,11 @@ fn a_configuration_of_another_node_starts_from_a_file_and_from_standard_input() 
             "--settlement-api-bind-address=127.0.0.1:0",
         ]);
         command.env("ILP_DATA_DIR", &data);
+        // Nobody outside of this machine is asked.
+        command.env(
+            "ILP_EXCHANGE_RATE__PROVIDER_URL",
+            format!("http://{}/", support::free_address()),
+        );
         let mut child = if from_file {
             command.arg(&file).spawn().expect("the node's binary can be run")
         } else {
@@ -279,12 +284,7 @@ fn a_configuration_of_another_node_starts_from_a_file_and_from_standard_input() 
         let api = Api { address, token };
         assert!(api.get("/accounts").as_array().is_some_and(Vec::is_empty), "its token");
         assert_eq!(api.get("/")["ilp_address"], "example.hub");
-        for option in [
-            "redis_url",
-            "route_broadcast_interval",
-            "exchange_rate.provider",
-            "prometheus.bind_address",
-        ] {
+        for option in ["redis_url", "route_broadcast_interval", "prometheus.bind_address"] {
             let begin = format!(" WARN config: {option}: ");
             let lines: Vec<String> = said()
                 .lines()

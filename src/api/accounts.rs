@@ -23,6 +23,7 @@ use crate::wire::timestamp::Timestamp;
 use super::auth::Caller;
 use super::fields::{Purpose, SECRET, read_account};
 use super::problem::{Fault, Kind, Problem, json_answer};
+use super::query::{bad_parameter, parameter};
 use super::read_json;
 use super::stream::{Brackets, json_stream, write_json};
 use super::values::check_asset_code;
@@ -261,17 +262,6 @@ fn is_btp_connected(control: &Control, account: &Account) -> bool {
 /// Whether a BTP connection may come or be dialled.
 fn has_btp(account: &Account) -> bool {
     account.links.btp_url().is_some() || account.links.btp_incoming_token().is_some()
-}
-
-/// The first value of a query parameter, decoded.
-pub(super) fn parameter(query: &str, name: &str) -> Option<String> {
-    form_urlencoded::parse(query.as_bytes())
-        .find(|(key, _)| key == name)
-        .map(|(_, value)| value.into_owned())
-}
-
-pub(super) fn bad_parameter(name: &str, rule: &str) -> Problem {
-    Problem::field(Kind::BadRequest, name, Fault::Invalid, rule)
 }
 
 /// An account in an answer, its members in the order that clients of interledger-rs know; ours come after.

@@ -19,6 +19,7 @@ mod notifications;
 pub mod path;
 mod payments;
 mod problem;
+mod query;
 mod rates;
 mod routes;
 mod spsp;
@@ -50,6 +51,7 @@ use json::Json;
 use notifications::Seats;
 use path::{Method, Resource};
 use problem::{Kind, Problem};
+use query::wants_detail;
 pub use spsp::own_server;
 
 /// What the operator decides about the API before the node starts.
@@ -224,9 +226,13 @@ impl Api {
                 let default = self.settings.default_spsp_account.as_deref();
                 spsp::of_node(control, &self.settings.tokens, default)
             }
-            (Resource::Routes, _) if routes::asks_for_detail(query) => {
+            (Resource::Routes, Method::Get) if wants_detail(query)? => {
                 self.gate.admit_admin(request, now_ms)?;
-                routes::list_in_detail(control, query)
+                routes::list_in_detail(control)
+            }
+            (Resource::Rates, Method::Get) if wants_detail(query)? => {
+                self.gate.admit_admin(request, now_ms)?;
+                Ok(rates::detail(control, now))
             }
             (resource @ (Resource::Routes | Resource::Rates), Method::Get) => {
                 if !self.settings.open_reads {
@@ -276,6 +282,7 @@ impl Api {
                     (Resource::StaticRoute(prefix), _) => routes::remove(control, &prefix),
                     (Resource::AllIncomingPayments, _) => notifications::of_all(&self.seats, request),
                     (Resource::Rates, _) => rates::replace(control, request),
+                    (Resource::RatesConfirm, _) => rates::confirm(control, request),
                     (Resource::Engines, _) => engines::merge(control, request),
                     (Resource::LogLevel, _) => node::change_log_level(&self.settings.change_log_filter, request),
                     (Resource::Audit, _) => node::audit(control),

@@ -16,7 +16,8 @@ use super::json::Json;
 use super::problem::{Fault, Kind, Problem, json_answer, json_answer_with_status, shorten, text_answer};
 use super::read_json;
 
-/// `GET /`: 200 while the node serves, 503 with the reason while it does not.
+/// `GET /`: 200 while the node serves, 503 with the reason while it does not. Without some rates it serves what needs
+/// none, and `rates` says what is wrong.
 pub fn health(control: &Control) -> ApiResponse {
     #[derive(Serialize)]
     struct Health<'a> {
@@ -25,7 +26,20 @@ pub fn health(control: &Control) -> ApiResponse {
         version: &'static str,
         #[serde(skip_serializing_if = "Option::is_none")]
         reason: Option<String>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        rates: Option<RateTrouble>,
     }
+    #[derive(Serialize)]
+    struct RateTrouble {
+        failed: Vec<&'static str>,
+        dropped: usize,
+        held: usize,
+    }
+    let rates = control.rate_trouble().map(|trouble| RateTrouble {
+        failed: trouble.failed.into_iter().map(|source| source.as_str()).collect(),
+        dropped: trouble.dropped,
+        held: trouble.held,
+    });
     let reason = control.not_ready();
     let (status, word) = if reason.is_none() {
         (200, "Ready")
@@ -41,6 +55,7 @@ pub fn health(control: &Control) -> ApiResponse {
             ilp_address,
             version,
             reason,
+            rates,
         },
     );
     if status == 503 {

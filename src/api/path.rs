@@ -48,6 +48,8 @@ pub enum Resource {
     StaticRoute(String),
     /// `/rates`
     Rates,
+    /// `/rates/confirm`
+    RatesConfirm,
     /// `/settlement/engines`
     Engines,
     /// `/tracing-level`
@@ -100,6 +102,7 @@ impl Resource {
             ["routes", "static"] => Self::StaticRoutes,
             ["routes", "static", prefix] => Self::StaticRoute(prefix.to_owned()),
             ["rates"] => Self::Rates,
+            ["rates", "confirm"] => Self::RatesConfirm,
             ["settlement", "engines"] => Self::Engines,
             ["tracing-level"] => Self::LogLevel,
             ["ledger", "audit"] => Self::Audit,
@@ -125,7 +128,7 @@ impl Resource {
             | Self::RouteExplanation
             | Self::Audit
             | Self::Description => &[Method::Get],
-            Self::Packets | Self::Backup | Self::Quotes(_) => &[Method::Post],
+            Self::Packets | Self::Backup | Self::Quotes(_) | Self::RatesConfirm => &[Method::Post],
             Self::Settings(_) | Self::StaticRoutes | Self::Engines | Self::LogLevel => &[Method::Put],
             Self::StaticRoute(_) => &[Method::Put, Method::Delete],
             Self::Rates => &[Method::Get, Method::Put],
@@ -150,7 +153,7 @@ impl Resource {
     /// How large a body may be, in bytes.
     pub fn body_bytes_max(&self) -> usize {
         match self {
-            Self::Rates | Self::StaticRoutes | Self::Engines => MAP_BODY_BYTES_MAX,
+            Self::Rates | Self::RatesConfirm | Self::StaticRoutes | Self::Engines => MAP_BODY_BYTES_MAX,
             _ => BODY_BYTES_MAX,
         }
     }
@@ -211,6 +214,9 @@ mod tests {
             ),
             ("/routes/static/a/b", None),
             ("/rates", Some((Rates, ""))),
+            ("/rates?detail=true", Some((Rates, "detail=true"))),
+            ("/rates/confirm/", Some((RatesConfirm, ""))),
+            ("/rates/ABC", None),
             ("/accounts/alice/settings", Some((Settings("alice".into()), ""))),
             ("/accounts/alice/payments", Some((Payments("alice".into()), ""))),
             (
@@ -256,6 +262,7 @@ mod tests {
             ("/routes/static", "PUT, OPTIONS", MAP_BODY_BYTES_MAX),
             ("/routes/static/g", "PUT, DELETE, OPTIONS", BODY_BYTES_MAX),
             ("/rates", "GET, HEAD, PUT, OPTIONS", MAP_BODY_BYTES_MAX),
+            ("/rates/confirm", "POST, OPTIONS", MAP_BODY_BYTES_MAX),
             ("/settlement/engines", "PUT, OPTIONS", MAP_BODY_BYTES_MAX),
             ("/accounts/alice/settings", "PUT, OPTIONS", BODY_BYTES_MAX),
             ("/.well-known/pay", "GET, HEAD, OPTIONS", BODY_BYTES_MAX),

@@ -23,9 +23,10 @@ use crate::shard::control::{ApiRequest, ApiResponse};
 use crate::stream::ratio::Ratio;
 use crate::wire::timestamp::Timestamp;
 
-use super::accounts::{PAGE_MAX, bad_parameter, parameter, serialize_warnings};
+use super::accounts::{PAGE_MAX, serialize_warnings};
 use super::json::Json;
 use super::problem::{Fault, InvalidParam, Kind, Problem, json_answer, shorten};
+use super::query::{bad_parameter, parameter};
 use super::stream::{Brackets, json_stream, write_json};
 use super::values::{Refusal, integer, refuse, text};
 use super::{Answer, Responder, read_json};

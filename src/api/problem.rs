@@ -30,6 +30,8 @@ pub enum Kind {
     BalanceNotZero,
     AssetInUse,
     PacketsInFlight,
+    RateNotHeld,
+    RateMoved,
     DirectoryExists,
     BackupInProgress,
     IdempotencyConflict,
@@ -71,6 +73,8 @@ impl Kind {
             Self::BalanceNotZero => (409, "balance_not_zero", "Conflict", None),
             Self::AssetInUse => (409, "asset_in_use", "Conflict", None),
             Self::PacketsInFlight => (409, "packets_in_flight", "Conflict", None),
+            Self::RateNotHeld => (409, "rate_not_held", "Conflict", None),
+            Self::RateMoved => (409, "rate_moved", "Conflict", None),
             Self::DirectoryExists => (409, "directory_exists", EXISTS, None),
             Self::BackupInProgress => (409, "backup_in_progress", "Conflict", None),
             Self::IdempotencyConflict => (409, "idempotency_conflict", "Idempotency Error", None),
@@ -246,7 +250,9 @@ impl From<ControlError> for Problem {
     fn from(error: ControlError) -> Self {
         let kind = match &error {
             ControlError::AccountNotFound { .. } => Kind::AccountNotFound,
-            ControlError::RouteNotFound => Kind::NotFound,
+            ControlError::RouteNotFound | ControlError::RateNotFound { .. } => Kind::NotFound,
+            ControlError::RateNotHeld { .. } => Kind::RateNotHeld,
+            ControlError::RateMoved { .. } => Kind::RateMoved,
             ControlError::DuplicateUsername { .. } => Kind::DuplicateUsername,
             ControlError::SecondParent => Kind::SecondParent,
             ControlError::DuplicateAddress { .. } => Kind::DuplicateAddress,

@@ -17,9 +17,9 @@ use crate::routing::table::Origin;
 use crate::shard::control::{ApiRequest, ApiResponse};
 use crate::wire::address::{Address, check_prefix};
 
-use super::accounts::{bad_parameter, parameter};
 use super::json::{self, Json};
 use super::problem::{Fault, Kind, Problem, json_answer, shorten, text_answer};
+use super::query::{bad_parameter, parameter};
 use super::read_json;
 use super::stream::{Brackets, json_stream, write_json};
 
@@ -44,16 +44,8 @@ pub fn list(control: &Arc<Control>) -> ApiResponse {
     })
 }
 
-/// Whether `GET /routes` is asked for more than the routes in force, which not everybody may see.
-pub fn asks_for_detail(query: &str) -> bool {
-    parameter(query, "detail").is_some_and(|given| given != "false")
-}
-
 /// `GET /routes?detail=true`
-pub fn list_in_detail(control: &Arc<Control>, query: &str) -> Result<ApiResponse, Problem> {
-    if parameter(query, "detail").as_deref() != Some("true") {
-        return Err(bad_parameter("detail", "expected true or false"));
-    }
+pub fn list_in_detail(control: &Arc<Control>) -> Result<ApiResponse, Problem> {
     let control = Arc::clone(control);
     let mut after: Option<Arc<str>> = None;
     let read = move || {

@@ -302,6 +302,8 @@ fn who_may_call() {
         ("POST /accounts", "", 401, 401),
         ("PUT /accounts/alice", "{}", 401, 401),
         ("PUT /rates", "{}", 401, 401),
+        ("GET /rates?detail=true", "", 401, 401),
+        ("POST /rates/confirm", "[]", 401, 401),
         ("PUT /routes/static", "{}", 401, 401),
         ("PUT /routes/static/g.x", "alice", 401, 401),
         ("DELETE /routes/static/g.x", "", 401, 401),
@@ -1178,6 +1180,28 @@ fn rates() {
         "kept as it was written"
     );
     caller.check(&[
+        (
+            "GET /rates?detail=true",
+            "admin",
+            "",
+            200,
+            &[
+                r#"{"max_rate_change":null,"providers":[],"rates":{"ABC":{"rate":"0.1111111111111111111111111111111111111111","#,
+                r#""state":"fresh","source":"operator","said_at":"2"#,
+                r#""held":null}"#,
+            ],
+        ),
+        ("GET /rates?detail=false", "-", "", 200, &[r#"{"ABC":0.1111111111111111}"#]),
+        ("GET /rates?detail=yes", "admin", "", 400, &[r#""name":"detail""#]),
+        ("POST /rates/confirm", "admin", r#"["ABC"]"#, 409, &["rate_not_held", "ABC is not held"]),
+        ("POST /rates/confirm", "admin", r#"{"abc":1}"#, 409, &["rate_not_held"]),
+        ("POST /rates/confirm", "admin", r#"["XYZ"]"#, 404, &["not_found", "no rate of XYZ"]),
+        ("POST /rates/confirm", "admin", r#"["ABC","abc"]"#, 400, &["there twice"]),
+        ("POST /rates/confirm", "admin", "[1]", 400, &["expected asset codes, found a number"]),
+        ("POST /rates/confirm", "admin", "[]", 400, &["at least one"]),
+        ("POST /rates/confirm", "admin", "{}", 400, &["at least one"]),
+        ("POST /rates/confirm", "admin", "7", 400, &["found a number"]),
+        ("POST /rates/confirm", "admin", r#"{"ABC":0,"":1}"#, 400, &["ABC: expected a number above 0", "must not be empty"]),
         ("PUT /rates", "admin", "{}", 200, &["{}"]),
         ("GET /rates", "-", "", 200, &["{}"]),
     ]);

@@ -77,7 +77,7 @@ enum Command {
         #[command(subcommand)]
         command: routes::Command,
     },
-    /// Read or replace the exchange rates
+    /// Read, replace or confirm the exchange rates
     Rates {
         #[command(flatten)]
         node: NodeArgs,

@@ -1,7 +1,8 @@
 //! What we ask of other services: one question, one answer, one deadline.
 //!
-//! Owns the conversation with servers that are not peers: [`spsp`] asks where to pay. Every call blocks, so all of this
-//! runs on threads that may wait. What such a server answers is untrusted: it is bounded, checked, and never shown to a
-//! caller as it came.
+//! Owns the conversation with servers that are not peers: [`spsp`] asks where to pay, [`rates`] what assets are worth.
+//! Every call blocks, so all of this runs on threads that may wait. What such a server answers is untrusted: it is
+//! bounded, checked, and never shown to a caller as it came.
 
+pub mod rates;
 pub mod spsp;

@@ -10,8 +10,8 @@ use crate::store::Durability;
 
 use super::Config;
 use super::values::{
-    BalanceFormat, read_account, read_address, read_bool, read_number, read_provider, read_seed, read_socket_address,
-    read_spread, read_token,
+    BalanceFormat, read_account, read_address, read_bool, read_change, read_number, read_provider, read_provider_url,
+    read_seed, read_socket_address, read_spread, read_token,
 };
 
 /// More shards than any machine has cores for; each is a thread with rings and buffers of its own.
@@ -256,11 +256,44 @@ pub(super) const OPTIONS: &[OptionSpec] = &[
         },
     },
     OptionSpec {
+        name: "exchange_rate.provider_url",
+        value: "URL",
+        default: "the provider's own",
+        is_text: true,
+        help: "Where CoinCap or CryptoCompare is asked, if at a mirror",
+        set: |config, text| {
+            config.exchange_rate.provider_url = Some(read_provider_url(text)?);
+            Ok(())
+        },
+    },
+    OptionSpec {
+        name: "exchange_rate.second_provider",
+        value: "PROVIDER",
+        default: "not set",
+        is_text: true,
+        help: "Who is believed where the provider says nothing, and contradicts it",
+        set: |config, text| {
+            config.exchange_rate.second_provider = Some(read_provider(text)?);
+            Ok(())
+        },
+    },
+    OptionSpec {
+        name: "exchange_rate.second_provider_url",
+        value: "URL",
+        default: "the provider's own",
+        is_text: true,
+        help: "Where the second provider is asked, if at a mirror",
+        set: |config, text| {
+            config.exchange_rate.second_provider_url = Some(read_provider_url(text)?);
+            Ok(())
+        },
+    },
+    OptionSpec {
         name: "exchange_rate.poll_interval",
         value: "MS",
         default: "60000",
         is_text: false,
-        help: "How often the provider is asked",
+        help: "How often the providers are asked",
         set: |config, text| {
             config.exchange_rate.poll_interval = Duration::from_millis(read_number(text, 1, INTERVAL_MS_MAX)?);
             Ok(())
@@ -271,9 +304,20 @@ pub(super) const OPTIONS: &[OptionSpec] = &[
         value: "NUMBER",
         default: "5",
         is_text: false,
-        help: "How many times in a row the provider may fail before its rates are dropped",
+        help: "How many times in a row a provider may fail before its rates are dropped",
         set: |config, text| {
             config.exchange_rate.poll_failure_tolerance = read_number(text, 0, u32::MAX.into())? as u32;
+            Ok(())
+        },
+    },
+    OptionSpec {
+        name: "exchange_rate.max_rate_change",
+        value: "SHARE",
+        default: "not set",
+        is_text: false,
+        help: "How far a polled rate may move, and providers may differ, before it is held: 0.2 is a fifth more, or that back",
+        set: |config, text| {
+            config.exchange_rate.max_rate_change = Some(read_change(text)?);
             Ok(())
         },
     },
@@ -345,12 +389,12 @@ pub(super) const OPTIONS: &[OptionSpec] = &[
     },
 ];
 
+/// Options that name a provider of exchange rates, perhaps with its key.
+pub(super) const PROVIDERS: [&str; 2] = ["exchange_rate.provider", "exchange_rate.second_provider"];
+
 /// Options that are checked and kept, and that this version does nothing with yet: a start that is given one says so.
 pub(super) const WITHOUT_EFFECT_YET: &[&str] = &[
     "settlement_api_token",
-    "exchange_rate.provider",
-    "exchange_rate.poll_interval",
-    "exchange_rate.poll_failure_tolerance",
     "route_broadcast_interval",
     "settle_every",
     "prometheus.bind_address",

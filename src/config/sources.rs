@@ -15,7 +15,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use super::ConfigError;
-use super::options::own_name;
+use super::options::{PROVIDERS, own_name};
 
 /// Which log lines are written; the one setting that only the environment has, under the name all Rust programs use.
 pub const LOG_VARIABLE: &str = "RUST_LOG";
@@ -71,11 +71,12 @@ pub struct Given {
 }
 
 impl Given {
-    /// An option by any of its names. A table below `exchange_rate.provider` has one member, the provider with its key.
+    /// An option by any of its names. A table below a provider of exchange rates has one member, the provider with its key.
     pub fn new(name: &str, value: String, as_written: bool, source: Source) -> Self {
         let name = own_name(name);
-        let (name, value) = match name.strip_prefix("exchange_rate.provider.") {
-            Some(provider) => ("exchange_rate.provider".to_owned(), format!("{provider}:{value}")),
+        let below = |option| Some((option, name.strip_prefix(option)?.strip_prefix('.')?));
+        let (name, value) = match PROVIDERS.into_iter().find_map(below) {
+            Some((option, provider)) => (option.to_owned(), format!("{provider}:{value}")),
             None => (name, value),
         };
         Self {
@@ -198,6 +199,14 @@ mod tests {
             (
                 "ilp_exchange_rate__provider__CryptoCompare=k",
                 "exchange_rate.provider=cryptocompare:k",
+            ),
+            (
+                "ILP_EXCHANGE_RATE__SECOND_PROVIDER__CryptoCompare=k",
+                "exchange_rate.second_provider=cryptocompare:k",
+            ),
+            (
+                "ILP_EXCHANGE_RATE__PROVIDER_URL=http://h",
+                "exchange_rate.provider_url=http://h",
             ),
             ("ILP_PROMETHEUSCONFIG__BIND_ADDRESS=x", "prometheus.bind_address=x"),
             ("ILP_ADDRESS=g.one", "ilp_address=g.one"),

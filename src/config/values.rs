@@ -91,6 +91,28 @@ pub(super) fn read_provider(text: &str) -> Result<RateProvider, String> {
     }
 }
 
+/// Where a provider is asked instead of its own address. No secret: it is shown by a check.
+pub(super) fn read_provider_url(text: &str) -> Result<Url, String> {
+    let url = Url::parse(text).ok().filter(|_| text.len() <= URL_BYTES_MAX);
+    let url = url.filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
+    let is_plain = |url: &Url| {
+        let has_user = !url.username().is_empty() || url.password().is_some();
+        !has_user && url.query().is_none() && url.fragment().is_none()
+    };
+    url.filter(is_plain).ok_or_else(|| {
+        format!("expected an http or https URL of at most {URL_BYTES_MAX} bytes, without user name, query and fragment")
+    })
+}
+
+/// Above 0, exactly as it is written.
+pub(super) fn read_change(text: &str) -> Result<Decimal, String> {
+    let change = Decimal::parse(text).map_err(|error| error.to_string())?;
+    if !change.is_positive() {
+        return Err("expected a number above 0".to_owned());
+    }
+    Ok(change)
+}
+
 /// At least 0 and below 1, exactly as it is written.
 pub(super) fn read_spread(text: &str) -> Result<Decimal, String> {
     let spread = Decimal::parse(text).map_err(|error| error.to_string())?;

@@ -2,9 +2,9 @@
 //! published to all shards in one order, and only then answered.
 //!
 //! Owns the configuration between the HTTP API above and the store and the shards below. [`state`] is what stands,
-//! [`edit`] what a caller wants to be different; [`accounts`], [`routes`] and [`engines`] make the changes, [`publish`]
-//! brings routes to the shards, [`list`] finds accounts, [`explain`] says where a packet would go, [`payments`] has
-//! payments made and remembers them.
+//! [`edit`] what a caller wants to be different; [`accounts`], [`routes`], [`rates`] and [`engines`] make the changes,
+//! [`publish`] brings routes to the shards, [`list`] finds accounts, [`explain`] says where a packet would go, [`payments`]
+//! has payments made and remembers them.
 //! Leaves HTTP and JSON to `api`, the record on disk to `store`, and the money to the shards; of balances it only asks.
 //!
 //! Always: changes happen one at a time; what readers see is durable; a change that was refused has changed nothing.
@@ -17,13 +17,14 @@ pub mod explain;
 pub mod list;
 pub mod payments;
 mod publish;
+pub mod rates;
 pub mod routes;
 mod state;
 
 #[cfg(test)]
 pub(crate) mod fake;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 use std::path::Path;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -31,7 +32,6 @@ use std::sync::{Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuar
 use crate::ledger::PaymentNumber;
 use crate::ledger::account::{Account, AccountId};
 use crate::ledger::audit::Audit;
-use crate::pipeline::rates::{Decimal, Rates};
 use crate::routing::table::Step;
 use crate::shard::clock;
 use crate::shard::control::{AccountState, Change, Shards};
@@ -39,6 +39,7 @@ use crate::store::{Applied, Book, Mutation, PAYMENT_KEY_BYTES, StoreError, Store
 
 pub use crate::store::BackupError;
 use publish::Published;
+use rates::desk::Desk;
 use state::State;
 
 /// The book, as the cold half sees it. Every call may wait for the disk.
@@ -121,6 +122,12 @@ pub enum ControlError {
     AccountNotFound { username: Box<str> },
     #[error("there is no fixed route for this prefix")]
     RouteNotFound,
+    #[error("there is no rate of {code}")]
+    RateNotFound { code: Box<str> },
+    #[error("the rate of {code} is not held")]
+    RateNotHeld { code: Box<str> },
+    #[error("the rate that is held of {code} is {held} by now")]
+    RateMoved { code: Box<str>, held: String },
     #[error("the user name {username} is taken")]
     DuplicateUsername { username: Box<str> },
     #[error("there is a parent already, and a node has one")]
@@ -260,14 +267,7 @@ impl Control {
 
     /// What stands at start, and the changes of the book that it takes to make it so.
     fn stand(node_address: Arc<str>, book: Book) -> Result<(State, Vec<Mutation>), StartError> {
-        let mut rates = BTreeMap::new();
-        for (code, rate) in &book.rates {
-            let rate = Decimal::parse(rate).map_err(|_| StartError::Rate { code: code.clone() })?;
-            rates.insert(code.to_string(), rate);
-        }
-        let rates = Rates::new(rates).map_err(|error| StartError::Rate {
-            code: error.to_string().into(),
-        })?;
+        let rate_desk = Desk::restore(&book.rates).map_err(|code| StartError::Rate { code })?;
 
         let renamed = book.node_address.as_deref() != Some(&*node_address);
         let mut mutations = Vec::new();
@@ -279,7 +279,7 @@ impl Control {
             let number = open.number.get();
             mutations.push(payments::interrupt(open, now_ms).ok_or(StartError::Payment { number })?);
         }
-        let mut state = State::new(Arc::clone(&node_address), book.assets, Arc::new(rates));
+        let mut state = State::new(Arc::clone(&node_address), book.assets, rate_desk);
         let engines = book.engines.iter().map(|(code, url)| (code.clone(), (**url).into()));
         state.engines = Arc::new(engines.collect());
         let mut accounts: Vec<_> = book.accounts.into_iter().map(|(account, _)| account).collect();
@@ -342,25 +342,6 @@ impl Control {
 
     pub fn node_address(&self) -> Arc<str> {
         Arc::clone(&self.read().node_address)
-    }
-
-    pub fn rates(&self) -> Arc<Rates> {
-        Arc::clone(&self.read().rates)
-    }
-
-    /// Replaces all rates.
-    pub fn set_rates(&self, rates: Rates) -> Result<Arc<Rates>, ControlError> {
-        let _changes = self.begin()?;
-        let stored = rates
-            .iter()
-            .map(|(code, rate)| (code.into(), rate.to_string().into()))
-            .collect();
-        self.bookkeeper.apply(vec![Mutation::PutRates(stored)])?;
-        // Durable: nothing below can fail.
-        let rates = Arc::new(rates);
-        self.write().rates = Arc::clone(&rates);
-        self.shards.publish(&[Change::Rates(Arc::clone(&rates))]);
-        Ok(rates)
     }
 
     /// The proof that the book adds up, read from disk after everything handed over so far.

@@ -21,6 +21,7 @@ use crate::wire::address::Address;
 
 use super::ControlError;
 use super::engines::Engines;
+use super::rates::desk::Desk;
 
 /// The prefix of the default route.
 pub(super) const DEFAULT_ROUTE: &str = "";
@@ -38,12 +39,14 @@ pub(super) struct State {
     pub assets: Vec<Arc<Asset>>,
     asset_ids: HashMap<Arc<Asset>, AssetId>,
     pub routes: Table,
+    /// The rates in force, as the shards have them; `rate_desk` says where they came from.
     pub rates: Arc<Rates>,
+    pub rate_desk: Arc<Desk>,
     pub engines: Arc<Engines>,
 }
 
 impl State {
-    pub fn new(node_address: Arc<str>, assets: Vec<Asset>, rates: Arc<Rates>) -> Self {
+    pub fn new(node_address: Arc<str>, assets: Vec<Asset>, rate_desk: Desk) -> Self {
         let assets: Vec<_> = assets.into_iter().map(Arc::new).collect();
         let ids = (0..=u16::MAX).map(AssetId::new);
         Self {
@@ -54,7 +57,8 @@ impl State {
             asset_ids: assets.iter().cloned().zip(ids).collect(),
             assets,
             routes: Table::new(),
-            rates,
+            rates: Arc::new(rate_desk.rates()),
+            rate_desk: Arc::new(rate_desk),
             engines: Arc::default(),
         }
     }
@@ -329,7 +333,7 @@ mod tests {
             let (interned, id, is_new) = state.intern(asset).unwrap();
             (interned.to_string(), id.get(), is_new)
         };
-        let mut state = State::new("example.hub".into(), vec![asset("ABC")], Arc::default());
+        let mut state = State::new("example.hub".into(), vec![asset("ABC")], Desk::default());
         assert_eq!(number(&state, asset("ABC")), ("ABC@9".into(), 0, false));
         assert_eq!(number(&state, asset("XYZ")), ("XYZ@9".into(), 1, true));
         state.add_asset(AssetId::new(1), Arc::new(asset("XYZ")));
@@ -343,7 +347,7 @@ mod tests {
         assert!(Arc::ptr_eq(&one, &other), "accounts share their asset");
 
         let all = (0..65_536).map(|number| asset(&number.to_string())).collect();
-        let full = State::new("example.hub".into(), all, Arc::default());
+        let full = State::new("example.hub".into(), all, Desk::default());
         assert_eq!(number(&full, asset("65535")), ("65535@9".into(), 65_535, false));
         assert!(matches!(full.intern(asset("ABC")), Err(ControlError::TooManyAssets)));
     }

@@ -455,8 +455,13 @@ mod tests {
 
     /// Rates as people write them and as markets do, over the whole range.
     fn any_rate() -> impl Strategy<Value = Decimal> {
-        prop_oneof!["[1-9][0-9]{0,5}(\\.[0-9]{1,8})?", "[1-9]\\.[0-9]{1,39}e-?[0-9]{1,2}"]
-            .prop_map(|text| decimal(&text))
+        prop_oneof![
+            2 => "[1-9][0-9]{0,5}(\\.[0-9]{1,8})?",
+            2 => "[1-9]\\.[0-9]{1,39}e-?[0-9]{1,2}",
+            1 => "[1-9]\\.[0-9]{39}e-?[12][0-9]{2}",
+            1 => "[1-9][0-9]{39}",
+        ]
+        .prop_map(|text| decimal(&text))
     }
 
     fn any_spread() -> impl Strategy<Value = Decimal> {
@@ -480,6 +485,43 @@ mod tests {
     fn any_amount() -> impl Strategy<Value = u64> {
         // Of every length in bits.
         (any::<u64>(), 0u32..64).prop_map(|(amount, shift)| amount >> shift)
+    }
+
+    /// No pair of scales is left to chance, with terms of a word and with larger ones.
+    #[test]
+    fn every_pair_of_scales() {
+        let spread = decimal("0.003");
+        let kept = BigRational::one() - rational(&spread);
+        for (rate_from, rate_to) in [("1", "2.517"), ("3.141592653589793238462643383279502884197", "7e-9")] {
+            let (rate_from, rate_to) = (decimal(rate_from), decimal(rate_to));
+            let rate = rational(&rate_from) / rational(&rate_to) * &kept;
+            for (scale_from, scale_to) in (0..=255).flat_map(|from| (0..=255).map(move |to| (from, to))) {
+                let conversion = Conversion::new(&rate_from, &rate_to, scale_from, scale_to, &spread);
+                let factor = &rate * ten_to(i32::from(scale_to) - i32::from(scale_from));
+                let exact = |amount: u64| (&factor * BigRational::from(BigInt::from(amount))).floor().to_integer();
+                for amount in [
+                    1,
+                    1_000_000_007,
+                    conversion.maximum,
+                    conversion.maximum.saturating_add(1),
+                    u64::MAX,
+                ] {
+                    let expected = match exact(amount) {
+                        exact if exact.is_zero() => Err(ConversionError::Zero),
+                        exact => exact.to_u64().ok_or(ConversionError::TooLarge {
+                            maximum: conversion.maximum,
+                        }),
+                    };
+                    if amount > 0 {
+                        assert_eq!(
+                            conversion.convert(amount),
+                            expected,
+                            "{amount} from {scale_from} to {scale_to}"
+                        );
+                    }
+                }
+            }
+        }
     }
 
     proptest! {

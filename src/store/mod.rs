@@ -58,7 +58,7 @@ pub enum Mutation {
     RemoveStaticRoute {
         prefix: Arc<str>,
     },
-    /// Code of the asset and decimal text of its rate. Replaces all rates.
+    /// Code of the asset and decimal text of its rate, with what `control` notes behind it. Replaces all rates.
     PutRates(Texts),
     /// Code of the asset and URL of the settlement engine that its accounts use. Replaces all engines.
     PutEngines(Texts),

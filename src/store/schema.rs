@@ -11,7 +11,7 @@
 //! | balances  | account, u32        | booked, i128: positive is what we owe the holder            |
 //! | positions | asset, u16          | our own position, i128: positive is what we have gained     |
 //! | routes    | prefix              | next hop: account, u32                                      |
-//! | rates     | code                | decimal text                                                |
+//! | rates     | code                | decimal text; behind it its source, and whether it is out   |
 //! | engines   | code                | URL of the settlement engine of accounts in that asset      |
 //! | payments  | account, u32;       | what is known of a payment that we make or made, as JSON    |
 //! |           | payment, u64        |                                                             |

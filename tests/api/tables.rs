@@ -129,7 +129,9 @@ GET    /routes?detail=false         |                                           
 GET    /routes?detail=true          |                                                         |  200  401  401   401   401  400  401
 HEAD   /routes?detail=true          |                                                         |  200  401  401   401   401  400  401
 GET    /routes/explain?destination=test.hub.bob |                                             |  200  401  401   401   401  400  401
+GET    /rates?detail=true           |                                                         |  200  401  401   401   401  400  401
 PUT    /rates                       | {}                                                      |  200  401  401   401   401  400  401
+POST   /rates/confirm               | ["NONE"]                                                |  404  401  401   401   401  400  401
 PUT    /routes/static               | {}                                                      |  200  401  401   401   401  400  401
 PUT    /routes/static/test.x        | bob                                                     |  200  401  401   401   401  400  401
 DELETE /routes/static/test.y        |                                                         |  404  401  401   401   401  400  401

@@ -67,6 +67,7 @@ fn every_path_has_its_methods() {
             ("/ilp/", "POST, OPTIONS"),
             ("/rates", "GET, HEAD, PUT, OPTIONS"),
             ("/rates?x=1", "GET, HEAD, PUT, OPTIONS"),
+            ("/rates/confirm", "POST, OPTIONS"),
             ("/routes", "GET, HEAD, OPTIONS"),
             ("/routes/explain", "GET, HEAD, OPTIONS"),
             ("/routes/static", "PUT, OPTIONS"),

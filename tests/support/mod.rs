@@ -16,6 +16,7 @@ pub mod packet;
 pub mod party;
 pub mod payer;
 pub mod random;
+pub mod rates;
 pub mod raw_websocket;
 pub mod rule;
 pub mod stream;

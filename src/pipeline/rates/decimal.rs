@@ -152,6 +152,27 @@ impl Decimal {
             .expect("what a decimal is written as, a float can be read from")
     }
 
+    /// Whether neither of two positive numbers is more than `1 + step` times the other: the same for a rise and for the
+    /// fall that takes it back.
+    pub fn is_near(&self, other: &Self, step: &Self) -> bool {
+        let minus_step = Self {
+            coefficient: -&step.coefficient,
+            exponent: step.exponent,
+        };
+        let (factor, factor_exponent) = minus_step.subtract_from_one();
+        let is_at_most = |one: &Self, other: &Self| {
+            let most = &other.coefficient * &factor;
+            let exponent = one.exponent - other.exponent - factor_exponent;
+            let power = BigInt::from(power_of_ten(exponent));
+            if exponent >= 0 {
+                &one.coefficient * power <= most
+            } else {
+                one.coefficient <= most * power
+            }
+        };
+        is_at_most(self, other) && is_at_most(other, self)
+    }
+
     /// `1 - self`, as the number `.0 * 10^.1`.
     pub(super) fn subtract_from_one(&self) -> (BigInt, i32) {
         if self.exponent < 0 {
@@ -261,6 +282,29 @@ mod tests {
             if let Some(share) = share {
                 assert_eq!(decimal(&share.to_string()), decimal(text));
             }
+        }
+    }
+
+    #[test]
+    fn near_and_far() {
+        for (one, other, step, is_near) in [
+            ("1", "1", "0.2", true),
+            ("1", "1.2", "0.2", true),
+            ("1", "1.2000000000000000000000000000000000001", "0.2", false),
+            ("1.2", "1", "0.2", true),
+            ("1", "0.83333333333333333333", "0.2", false),
+            ("1", "0.83333333333333333334", "0.2", true),
+            ("64000", "0.000015625", "0.2", false),
+            ("2", "0.5", "2.9", false),
+            ("2", "0.5", "3", true),
+            ("1e300", "1e-300", "1e300", false),
+            ("1e-300", "1.00001e-300", "1e-5", true),
+            ("1e-300", "1.00002e-300", "1e-5", false),
+            ("3e20", "300000000000000000001", "1e-20", true),
+        ] {
+            let (one, other, step) = (decimal(one), decimal(other), decimal(step));
+            assert_eq!(one.is_near(&other, &step), is_near, "{one} {other} {step}");
+            assert_eq!(other.is_near(&one, &step), is_near, "{other} {one} {step}");
         }
     }
 
