@@ -20,6 +20,7 @@ use crate::client::rates::{Provider, RateClient};
 use crate::client::spsp::SpspClient;
 use crate::config::{self, AccountName, Config, RateProvider};
 use crate::control::explain::PacketRules;
+use crate::control::neighbours::{NeighbourSettings, Neighbours};
 use crate::control::payments::Payments;
 use crate::control::rates::{HttpProvider, Policy, Poller, Providers};
 use crate::control::{Control, Readiness, StartError};
@@ -31,16 +32,13 @@ use crate::net::ring::{Unsupported, check_kernel};
 use crate::pipeline::Settings;
 use crate::pipeline::forward::Windows;
 use crate::shard::clock::Clock;
-use crate::shard::control::{
-    NeighbourEvent, NeighbourEvents, NeighbourNews, PeerAnswer, PeerService, Pending, neighbour_events,
-};
+use crate::shard::control::{NeighbourNews, Pending, neighbour_events};
 use crate::shard::dialing::Lookup;
 use crate::shard::handle::ShardsHandle;
 use crate::shard::mesh::{Cold, Mailbox};
 use crate::shard::{Setup, Shard};
 use crate::store::{self, OpenError, RocksStore, Writer, WriterHandle};
 use crate::stream::secret::TokenMaker;
-use crate::wire::packet::ErrorCode;
 
 /// API calls that may wait for a thread; more are told to come back (503).
 const API_CALLS_WAITING_MAX: usize = 1_024;
@@ -84,6 +82,7 @@ pub struct Connector {
     payments: Payments,
     /// Polls for rates, if there is somebody to ask.
     rates: Option<Poller>,
+    neighbours: Neighbours,
     shards: ShardsHandle,
     shard_threads: Vec<JoinHandle<()>>,
     writer: WriterHandle,
@@ -146,10 +145,12 @@ impl Connector {
             Arc::new(writer.clone()),
             Arc::new(shards.clone()),
         )?);
+        // What neighbours told stands before any packet comes.
+        let prepared = Neighbours::prepare(&control, neighbour_settings(config))?;
 
         let (api_sender, api_receiver) = bounded(API_CALLS_WAITING_MAX);
         let (lookup_sender, lookup_receiver) = bounded(LOOKUPS_WAITING_MAX);
-        let (neighbours, neighbour_events) = neighbour_events();
+        let (news, neighbour_events) = neighbour_events();
         let shared = SharedSetup {
             settings: settings(config),
             admin_token: (*keys.admin_auth_token).into(),
@@ -157,7 +158,7 @@ impl Connector {
             mailboxes,
             store: writer.clone(),
             api: api_sender,
-            neighbours,
+            neighbours: news,
             lookups: lookup_sender,
             changes: Arc::new(control.initial_changes()),
             booked,
@@ -175,6 +176,7 @@ impl Connector {
         drop(shared);
         drop(http_listener);
 
+        let neighbours = Neighbours::start(prepared, neighbour_events).map_err(ConnectorError::Thread)?;
         let settings = api_settings(config, keys, change_log_filter);
         let own = api::own_server(Arc::clone(&control), &settings, http_address);
         let directions = Box::new(SpspClient::new(config.allows_private_urls(), Some(own)));
@@ -184,7 +186,6 @@ impl Connector {
             &api_receiver,
         )?;
         start_lookups(&lookup_receiver)?;
-        start_neighbours(neighbour_events)?; // STAND-IN
         control.set_readiness(Readiness::Ready);
         let (policy, providers) = rate_providers(config);
         let rates = Poller::start(&control, policy, providers).map_err(ConnectorError::Thread)?;
@@ -194,6 +195,7 @@ impl Connector {
             control,
             payments,
             rates,
+            neighbours,
             shards,
             shard_threads,
             writer,
@@ -206,6 +208,8 @@ impl Connector {
     pub fn stop(self, hurry: &dyn Fn() -> bool) {
         self.control.set_readiness(Readiness::Stopping);
         drop(self.rates);
+        // It publishes to the shards, so it ends before they do.
+        self.neighbours.stop();
         self.shards.tell_all(|| Cold::Stop);
         let end = Instant::now() + STOP_MAX;
         // A payment that does not end in time is ended at the next start, with what the book says of it.
@@ -299,6 +303,15 @@ fn rate_providers(config: &Config) -> (Policy, Providers) {
         provider(&rates.second_provider, &rates.second_provider_url),
     ];
     (policy, providers)
+}
+
+fn neighbour_settings(config: &Config) -> NeighbourSettings {
+    let interval_ms = config.route_broadcast_interval.as_millis();
+    NeighbourSettings {
+        update_interval_ms: u32::try_from(interval_ms).unwrap_or(u32::MAX),
+        hears_children: config.accept_routes_from_children,
+        routes_max: config.max_routes_per_neighbour,
+    }
 }
 
 fn start_shard(id: u16, setup: Setup) -> Result<JoinHandle<()>, ConnectorError> {
@@ -404,27 +417,4 @@ fn start_lookups(lookups: &Receiver<Lookup>) -> Result<(), ConnectorError> {
             .map_err(ConnectorError::Thread)?;
     }
     Ok(())
-}
-
-// STAND-IN
-/// Answers what neighbours ask: nobody exchanges routes or settles here yet.
-fn start_neighbours(events: NeighbourEvents) -> Result<(), ConnectorError> {
-    let serve = move || loop {
-        let Some(NeighbourEvent::Request(request)) = events.next(None) else {
-            continue;
-        };
-        let (code, message) = match request.service {
-            PeerService::RouteControl | PeerService::RouteUpdate => {
-                (ErrorCode::F00_BAD_REQUEST, "no routes are exchanged in this direction")
-            }
-            PeerService::Settle => (ErrorCode::F02_UNREACHABLE, "no settlement engine for this account"),
-        };
-        let message = message.into();
-        (request.respond)(PeerAnswer::Reject { code, message });
-    };
-    thread::Builder::new()
-        .name("clearway-neighbours".to_owned())
-        .spawn(serve)
-        .map(drop)
-        .map_err(ConnectorError::Thread)
 }

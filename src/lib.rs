@@ -36,8 +36,9 @@
 //! [`shard::receiving`] answers for our own accounts where otherwise a link would.
 //!
 //! # Threads
-//! One per shard (pinned), one writer, a few for the API, for payments and for resolving names, one for signals, one that
-//! polls for rates. A shard never waits for anybody; the cold threads wait for shards and disk.
+//! One per shard (pinned), one writer, a few for the API, for payments and for resolving names, one for what neighbours
+//! and we tell each other of routes, one that polls for rates, one for signals. A shard never waits for anybody; the cold
+//! threads wait for shards and disk.
 //!
 //! # To read first
 //! `wire::packet`, `ledger::balance`, `pipeline`, `shard`, `connector`, in this order: nouns, money, rules, loop,

@@ -49,8 +49,8 @@ const ROOMS: [&str; 17] = [
     "connector",
 ];
 /// The targets that lines name themselves, because what an operator looks for is spread over several rooms.
-const NAMED_TARGETS: [&str; 10] = [
-    "api", "btp", "config", "http", "ledger", "net", "packets", "payments", "rates", "shard",
+const NAMED_TARGETS: [&str; 11] = [
+    "api", "btp", "config", "http", "ledger", "net", "packets", "payments", "rates", "routes", "shard",
 ];
 
 /// Which lines are written: one level per target, and one for all others.

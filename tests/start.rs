@@ -284,7 +284,7 @@ fn a_configuration_of_another_node_starts_from_a_file_and_from_standard_input() 
         let api = Api { address, token };
         assert!(api.get("/accounts").as_array().is_some_and(Vec::is_empty), "its token");
         assert_eq!(api.get("/")["ilp_address"], "example.hub");
-        for option in ["redis_url", "route_broadcast_interval", "prometheus.bind_address"] {
+        for option in ["redis_url", "prometheus.bind_address"] {
             let begin = format!(" WARN config: {option}: ");
             let lines: Vec<String> = said()
                 .lines()

@@ -19,6 +19,7 @@ use serde::Serialize;
 use crate::api::node::{AssetAnswer, asset_answers};
 use crate::config::{Check, Config};
 use crate::control::Control;
+use crate::control::address::address_at_start;
 use crate::keys::{self, Origin, STORE_FOLDER};
 use crate::ledger::audit::Audit;
 use crate::net::listener;
@@ -305,12 +306,12 @@ impl<'a> Report<'a> {
             routes: book.static_routes.len(),
             rates: book.rates.len(),
         });
-        let address = &config.ilp_address;
-        if let Some(before) = book.node_address.as_deref().filter(|before| *before != &**address) {
+        let address = address_at_start(&config.ilp_address, &book);
+        if let Some(before) = book.node_address.as_deref().filter(|before| *before != address) {
             let detail = format!("the node was {before}, and would become {address}; generated addresses follow");
             self.find("ilp_address", Outcome::Note, detail);
         }
-        if let Err(error) = Control::check_start((**address).into(), book) {
+        if let Err(error) = Control::check_start(&(*config.ilp_address).into(), book) {
             self.find("store", Outcome::Problem, error.to_string());
         }
     }

@@ -18,6 +18,8 @@ use super::values::{
 pub const SHARDS_MAX: usize = 256;
 /// The longest interval in milliseconds: a month. More is a mistake in the unit.
 const INTERVAL_MS_MAX: u64 = 30 * 24 * 60 * 60 * 1_000;
+/// All the routes that a node learns.
+const ROUTES_PER_NEIGHBOUR_MAX: u64 = 1 << 20;
 
 /// One option, whatever source it comes from.
 pub(super) struct OptionSpec {
@@ -344,6 +346,28 @@ pub(super) const OPTIONS: &[OptionSpec] = &[
         },
     },
     OptionSpec {
+        name: "accept_routes_from_children",
+        value: "BOOL",
+        default: "false",
+        is_text: false,
+        help: "Whether children may announce routes, too: to addresses below their own",
+        set: |config, text| {
+            config.accept_routes_from_children = read_bool(text)?;
+            Ok(())
+        },
+    },
+    OptionSpec {
+        name: "max_routes_per_neighbour",
+        value: "NUMBER",
+        default: "100000",
+        is_text: false,
+        help: "How many routes of one neighbour are kept; what it announces beyond that is not",
+        set: |config, text| {
+            config.max_routes_per_neighbour = read_number(text, 1, ROUTES_PER_NEIGHBOUR_MAX)? as usize;
+            Ok(())
+        },
+    },
+    OptionSpec {
         name: "settle_every",
         value: "SECONDS",
         default: "not set",
@@ -395,7 +419,6 @@ pub(super) const PROVIDERS: [&str; 2] = ["exchange_rate.provider", "exchange_rat
 /// Options that are checked and kept, and that this version does nothing with yet: a start that is given one says so.
 pub(super) const WITHOUT_EFFECT_YET: &[&str] = &[
     "settlement_api_token",
-    "route_broadcast_interval",
     "settle_every",
     "prometheus.bind_address",
     "prometheus.histogram_window",

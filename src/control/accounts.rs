@@ -103,6 +103,7 @@ impl Control {
         };
         self.publish([Change::Account(Arc::clone(&account))], routes, []);
         drop(changes);
+        self.neighbours.account_changed(account.id);
 
         Ok(self.outcome(account, true))
     }
@@ -180,7 +181,12 @@ impl Control {
         let account = [Change::Account(Arc::clone(&after))];
         let reopened = changes_asset.then_some(Change::ReopenAccount(after.id));
         self.publish(account.into_iter().chain(reopened), routes, []);
+        let is_parent = |account: &Account| account.routing_relation == RoutingRelation::Parent;
+        if is_parent(&before) && !is_parent(&after) {
+            self.leave_parent();
+        }
         drop(changes);
+        self.neighbours.account_changed(after.id);
 
         let dials = must_redial(&before.links, &after.links);
         Ok(self.outcome(after, dials))
@@ -255,6 +261,10 @@ impl Control {
         };
         // No packet finds the way to the account before the account goes.
         self.publish([], routes, [Change::RemoveAccount(account.id)]);
+        if account.routing_relation == RoutingRelation::Parent {
+            self.leave_parent();
+        }
+        self.neighbours.account_changed(account.id);
 
         if was_default && !removed_routes.iter().any(|prefix| **prefix == *DEFAULT_ROUTE) {
             removed_routes.insert(0, DEFAULT_ROUTE.into());

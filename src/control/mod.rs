@@ -2,19 +2,21 @@
 //! published to all shards in one order, and only then answered.
 //!
 //! Owns the configuration between the HTTP API above and the store and the shards below. [`state`] is what stands,
-//! [`edit`] what a caller wants to be different; [`accounts`], [`routes`], [`rates`] and [`engines`] make the changes,
-//! [`publish`] brings routes to the shards, [`list`] finds accounts, [`explain`] says where a packet would go, [`payments`]
-//! has payments made and remembers them.
+//! [`edit`] what a caller wants to be different; [`accounts`], [`routes`], [`rates`], [`engines`] and [`address`] make the
+//! changes, [`publish`] brings routes to the shards, [`list`] finds accounts, [`explain`] says where a packet would go,
+//! [`payments`] has payments made and remembers them, [`neighbours`] speaks with other nodes.
 //! Leaves HTTP and JSON to `api`, the record on disk to `store`, and the money to the shards; of balances it only asks.
 //!
 //! Always: changes happen one at a time; what readers see is durable; a change that was refused has changed nothing.
 //! The lock that readers take is never held while waiting for the disk or for a shard.
 
 pub mod accounts;
+pub mod address;
 pub mod edit;
 pub mod engines;
 pub mod explain;
 pub mod list;
+pub mod neighbours;
 pub mod payments;
 mod publish;
 pub mod rates;
@@ -30,14 +32,15 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::ledger::PaymentNumber;
-use crate::ledger::account::{Account, AccountId};
+use crate::ledger::account::{Account, AccountId, RoutingRelation};
 use crate::ledger::audit::Audit;
 use crate::routing::table::Step;
 use crate::shard::clock;
 use crate::shard::control::{AccountState, Change, Shards};
-use crate::store::{Applied, Book, Mutation, PAYMENT_KEY_BYTES, StoreError, StoredPayment, WriterHandle};
+use crate::store::{Applied, Book, HeardRoutes, Mutation, PAYMENT_KEY_BYTES, StoreError, StoredPayment, WriterHandle};
 
 pub use crate::store::BackupError;
+use neighbours::{Listeners, News};
 use publish::Published;
 use rates::desk::Desk;
 use state::State;
@@ -215,6 +218,15 @@ struct Changes {
     closing: HashSet<AccountId>,
 }
 
+/// What a start makes of a book.
+struct Standing {
+    state: State,
+    /// What it takes to make the book agree.
+    mutations: Vec<Mutation>,
+    /// What neighbours had told and is still of use.
+    heard: Vec<HeardRoutes>,
+}
+
 /// The configuration and everything that may be done to it.
 ///
 /// Reading methods answer at once. Changing ones ([`Control::create_account`] and its like) wait for their turn, for
@@ -229,20 +241,33 @@ pub struct Control {
     readiness: AtomicU8,
     /// The highest number that a payment had at start.
     last_payment: Option<PaymentNumber>,
+    /// The node's address while no parent gives it another.
+    configured_address: Arc<str>,
+    /// What neighbours had told before the last stop, until [`neighbours`] takes it.
+    heard: Mutex<Vec<HeardRoutes>>,
+    /// What neighbours tell.
+    listeners: Listeners,
+    /// What the thread of neighbours has to know.
+    neighbours: News,
 }
 
 impl Control {
     /// Takes over what was read back at start. If the node's address is another one than last time, every generated
-    /// address follows it; payments that were open are ended; all in one commit. Talks to no shard: see [`Self::initial_changes`].
+    /// address follows it, and what neighbours told is forgotten; payments that were open are ended; all in one commit.
+    /// Talks to no shard: see [`Self::initial_changes`]. With a parent, what that one called us last is our address.
     pub fn start(
-        node_address: Arc<str>,
+        configured_address: Arc<str>,
         book: Book,
         bookkeeper: Arc<dyn Bookkeeper>,
         shards: Arc<dyn Shards>,
     ) -> Result<Self, StartError> {
         let next_account_id = book.next_account_id;
         let last_payment = book.last_payment;
-        let (state, mutations) = Self::stand(node_address, book)?;
+        let Standing {
+            state,
+            mutations,
+            heard,
+        } = Self::stand(&configured_address, book)?;
         if !mutations.is_empty() {
             bookkeeper.apply(mutations)?;
         }
@@ -257,16 +282,21 @@ impl Control {
             shards,
             readiness: AtomicU8::new(Readiness::Starting as u8),
             last_payment,
+            configured_address,
+            heard: Mutex::new(heard),
+            listeners: Listeners::default(),
+            neighbours: News::default(),
         })
     }
 
     /// Whether a start on this book would get past [`Self::start`].
-    pub fn check_start(node_address: Arc<str>, book: Book) -> Result<(), StartError> {
-        Self::stand(node_address, book).map(drop)
+    pub fn check_start(configured_address: &Arc<str>, book: Book) -> Result<(), StartError> {
+        Self::stand(configured_address, book).map(drop)
     }
 
     /// What stands at start, and the changes of the book that it takes to make it so.
-    fn stand(node_address: Arc<str>, book: Book) -> Result<(State, Vec<Mutation>), StartError> {
+    fn stand(configured_address: &Arc<str>, book: Book) -> Result<Standing, StartError> {
+        let node_address: Arc<str> = address::address_at_start(configured_address, &book).into();
         let rate_desk = Desk::restore(&book.rates).map_err(|code| StartError::Rate { code })?;
 
         let renamed = book.node_address.as_deref() != Some(&*node_address);
@@ -274,12 +304,24 @@ impl Control {
         if renamed {
             mutations.push(Mutation::PutNodeAddress((*node_address).into()));
         }
+        let mut heard = book.heard;
+        if renamed {
+            // It was believed of another node.
+            let accounts = heard.drain(..).map(|heard| heard.account);
+            mutations.extend(accounts.map(|account| Mutation::ForgetRoutes { account }));
+        }
         let now_ms = clock::wall().as_millis();
         for open in &book.open_payments {
             let number = open.number.get();
             mutations.push(payments::interrupt(open, now_ms).ok_or(StartError::Payment { number })?);
         }
         let mut state = State::new(Arc::clone(&node_address), book.assets, rate_desk);
+        let has_parent = |account: &Account| account.routing_relation == RoutingRelation::Parent;
+        if book.accounts.iter().any(|(account, _)| has_parent(account)) {
+            state.assigned_address = book.assigned_address.as_deref().map(Arc::from);
+        } else if book.assigned_address.is_some() {
+            mutations.push(Mutation::PutAssignedAddress(None));
+        }
         let engines = book.engines.iter().map(|(code, url)| (code.clone(), (**url).into()));
         state.engines = Arc::new(engines.collect());
         let mut accounts: Vec<_> = book.accounts.into_iter().map(|(account, _)| account).collect();
@@ -301,7 +343,16 @@ impl Control {
             state.routes.apply([Step::Fix { prefix, next_hop }]);
         }
         state.routes.shrink();
-        Ok((state, mutations))
+        Ok(Standing {
+            state,
+            mutations,
+            heard,
+        })
+    }
+
+    /// What neighbours had told before the last stop, once.
+    fn take_heard(&self) -> Vec<HeardRoutes> {
+        std::mem::take(&mut *self.heard.lock().expect("nobody panics while holding it"))
     }
 
     /// Everything that stands, as changes for shards that know nothing yet: accounts before the routes to them.

@@ -46,6 +46,7 @@ impl Control {
         mut routes: Vec<RouteChange>,
         after: impl IntoIterator<Item = Change>,
     ) {
+        self.neighbours.routes_changed(&routes);
         // How a route leads to its next hop is no matter of the shards.
         routes.retain(|route| !route.same_next_hop);
         let mut newest = self.published.0.lock().expect("no change panics halfway");

@@ -98,12 +98,6 @@ impl Control {
         }
     }
 
-    /// The nodes that a neighbour says its route leads over, the nearest first.
-    // STAND-IN
-    pub fn path_of(&self, _prefix: &str, _account: AccountId) -> Option<Vec<String>> {
-        None
-    }
-
     /// Replaces all fixed routes, or none if one of the names is unknown. Prefixes are normalized and differ.
     pub fn set_static_routes(&self, wanted: BTreeMap<Arc<str>, Box<str>>) -> Result<Vec<Route>, ControlError> {
         let changes = self.begin()?;

@@ -29,6 +29,8 @@ pub(super) const DEFAULT_ROUTE: &str = "";
 /// One consistent picture of the configuration.
 pub(super) struct State {
     pub node_address: Arc<str>,
+    /// What our parent calls us, if we have one and it has told us.
+    pub assigned_address: Option<Arc<str>>,
     pub directory: Directory,
     /// All accounts in the order of their folded user names, which is the order in which they are listed. The names are
     /// the directory's; that one in a million comes or goes costs moving 4 MB.
@@ -51,6 +53,7 @@ impl State {
         let ids = (0..=u16::MAX).map(AssetId::new);
         Self {
             node_address,
+            assigned_address: None,
             directory: Directory::new(),
             by_name: Vec::new(),
             by_uuid: HashTable::new(),

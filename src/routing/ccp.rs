@@ -119,6 +119,19 @@ impl Path {
         Self(bytes.into())
     }
 
+    /// From the bytes that [`Self::as_bytes`] gave. `None`: they are not those of a path that we believe.
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let texts = Texts::from_bytes(bytes).ok()?;
+        let is_short = texts.len() <= PATH_HOPS_MAX && bytes.len() <= PATH_BYTES_MAX;
+        let are_addresses = || texts.iter().all(|hop| Address::parse(hop).is_ok());
+        (is_short && are_addresses()).then(|| Self(bytes.into()))
+    }
+
+    /// For who keeps it elsewhere.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
     /// Of texts that were found to be addresses.
     fn of_checked(texts: Texts<'_>) -> Self {
         Self(texts.as_bytes().into())
@@ -151,5 +164,22 @@ impl Path {
 impl fmt::Debug for Path {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.debug_list().entries(self.hops()).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_comes_back_from_its_bytes() {
+        let hops = ["test.a", "test.b.c"].map(|hop| Address::parse(hop.as_bytes()).unwrap());
+        for path in [Path::empty(), Path::new(hops)] {
+            assert_eq!(Path::from_bytes(path.as_bytes()), Some(path));
+        }
+        let many = Path::new([hops[0]; PATH_HOPS_MAX + 1]);
+        for bytes in [&[1][..], &[3, b'a', b'.'], &[1, b'a'], &[0], many.as_bytes()] {
+            assert_eq!(Path::from_bytes(bytes), None, "{bytes:?}");
+        }
     }
 }

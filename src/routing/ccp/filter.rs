@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 
-use super::{PATH_BYTES_MAX, PATH_HOPS_MAX};
+use super::{PATH_BYTES_MAX, PATH_HOPS_MAX, Path};
 use crate::ledger::account::RoutingRelation;
 use crate::wire::address::{Address, check_prefix};
 use crate::wire::ccp::{Route, Texts};
@@ -74,9 +74,19 @@ impl Filter {
     /// The prefix of a route that is believed, as it is kept; else the first reason against it.
     pub(super) fn check<'a>(&self, route: &Route<'a>) -> Result<&'a str, DropReason> {
         let prefix = normalized(route.prefix).ok_or(DropReason::Prefix)?;
-        self.check_prefix(prefix)?;
+        self.check_prefix(prefix).map_err(|reason| match reason {
+            // A widely used node tells us our own routes back. That claims nothing.
+            DropReason::OwnPrefix if self.comes_from_us(route.path) => DropReason::Loop,
+            reason => reason,
+        })?;
         self.check_path(route.path)?;
         Ok(prefix)
+    }
+
+    /// The same for a route that was believed once, perhaps by a node with another address.
+    pub(super) fn check_kept(&self, prefix: &str, path: &Path) -> Result<(), DropReason> {
+        self.check_prefix(prefix)?;
+        self.check_path(path.texts())
     }
 
     fn check_prefix(&self, prefix: &str) -> Result<(), DropReason> {
@@ -103,6 +113,11 @@ impl Filter {
             return Err(DropReason::OwnPrefix);
         }
         Ok(())
+    }
+
+    /// Whether we are behind the neighbour, which is the first hop.
+    fn comes_from_us(&self, path: Texts<'_>) -> bool {
+        path.iter().skip(1).any(|hop| hop == self.own.as_bytes())
     }
 
     fn check_path(&self, path: Texts<'_>) -> Result<(), DropReason> {
@@ -197,6 +212,8 @@ mod tests {
              peer   test.bob         test.me.hub.       -  OwnPrefix
              peer   test.bob         test.me.hub.alice  -  OwnPrefix
              parent test.me          test.me.hub.alice  -  OwnPrefix
+             peer   test.bob         test.me.hub        test.me.hub  Loop
+             peer   test.bob         test.me.hub.alice  test.c,test.me.hub  Loop
              peer   test.bob         test1.bob          -  Scheme
              peer   test.bob         g.bob              -  Scheme
              peer   test.bob         peer.config        -  Scheme

@@ -16,7 +16,7 @@ use crate::wire::ccp::{self, AUTH_BYTES, Control, Mode, NO_TABLE, Route, TableId
 use crate::wire::timestamp::Timestamp;
 
 /// Routes of one neighbour, unless the operator wants another limit. The limit of the node is the caller's.
-pub const ROUTES_MAX: usize = 50_000;
+pub const ROUTES_MAX: usize = 100_000;
 
 /// Bytes of routes, for each route that may be kept: far more than routes have on average, and far less than the
 /// longest.
@@ -185,6 +185,17 @@ impl Listener {
 
     // Getters.
 
+    /// What the neighbour told of exactly this prefix.
+    pub fn get(&self, prefix: &str) -> Option<&Learned> {
+        self.routes.get(prefix)
+    }
+
+    /// Which table of the neighbour was heard, and from which epoch on it is to be asked for after a restart: from the
+    /// first if routes were left out, for there may be room then.
+    pub const fn heard(&self) -> (TableId, u32) {
+        (self.table_id, if self.is_cut { 0 } else { self.epoch })
+    }
+
     /// The routes that are kept, in the order of their prefixes.
     pub fn routes(&self) -> impl Iterator<Item = (&Arc<str>, &Learned)> {
         self.routes.iter()
@@ -283,6 +294,36 @@ impl Listener {
 
     // Commands.
 
+    /// Takes back what a listener before this one had heard and kept, by the rules of this one. The neighbour has the
+    /// usual time to speak, and is asked for what follows. Gives the prefixes that are not believed any more. `room` is
+    /// as in [`Self::handle_update`]. For a listener that has heard nothing yet.
+    pub fn restore(
+        &mut self,
+        now: Timestamp,
+        (table_id, epoch): (TableId, u32),
+        routes: impl IntoIterator<Item = (Arc<str>, Learned)>,
+        room: usize,
+    ) -> Vec<Arc<str>> {
+        debug_assert!(self.routes.is_empty() && self.table_id == NO_TABLE);
+        let routes_max = self.routes_max.min(room);
+        let mut refused = Vec::new();
+        for (prefix, learned) in routes {
+            let is_believed = self.is_allowed && self.filter.check_kept(&prefix, &learned.path).is_ok();
+            let route_bytes = self.route_bytes + bytes_of(&prefix, &learned.path);
+            let is_full = self.routes.len() >= routes_max || route_bytes > self.bytes_max();
+            if !is_believed || is_full {
+                self.is_cut |= is_believed;
+                refused.push(prefix);
+                continue;
+            }
+            self.route_bytes = route_bytes;
+            self.routes.insert(prefix, learned);
+        }
+        (self.table_id, self.epoch) = (table_id, epoch);
+        self.heard_at = Some(now);
+        refused
+    }
+
     /// Drops all routes, and asks for all of them when the neighbour speaks again.
     pub fn forget(&mut self) -> Vec<Change> {
         self.table_id = NO_TABLE;
@@ -354,6 +395,11 @@ impl Listener {
         }
     }
 
+    fn bytes_max(&self) -> usize {
+        let average = self.routes_max.saturating_mul(ROUTE_BYTES_AVERAGE_MAX);
+        average.max(ROUTE_BYTES_MAX)
+    }
+
     fn keep(
         &mut self,
         prefix: &str,
@@ -374,11 +420,7 @@ impl Listener {
         };
         let bytes = bytes_of(prefix, &learned.path);
         let route_bytes = self.route_bytes - bytes_before + bytes;
-        let bytes_max = self
-            .routes_max
-            .saturating_mul(ROUTE_BYTES_AVERAGE_MAX)
-            .max(ROUTE_BYTES_MAX);
-        if before.is_none() && self.routes.len() >= routes_max || route_bytes > bytes_max {
+        if before.is_none() && self.routes.len() >= routes_max || route_bytes > self.bytes_max() {
             return Err(DropReason::Full);
         }
         let prefix: Arc<str> = before.map_or_else(|| prefix.into(), |(prefix, _)| Arc::clone(prefix));
@@ -498,6 +540,74 @@ mod tests {
             let counted: usize = routes.map(|(prefix, learned)| bytes_of(prefix, &learned.path)).sum();
             assert_eq!(listener.route_bytes, counted, "{line}");
         }
+    }
+
+    #[test]
+    fn what_was_kept_is_taken_back_as_far_as_it_is_believed() {
+        let mut before = listener(RoutingRelation::Peer, 100);
+        hear(
+            &mut before,
+            at(0),
+            "1 0-4 +test.a +test.b/test.x +test.me2 +test.you.z/test.you",
+        );
+        assert_eq!(before.get("test.b").unwrap().path.len(), 2);
+        assert_eq!(before.get("test.x"), None);
+        let kept = || {
+            before
+                .routes()
+                .map(|(prefix, learned)| (Arc::clone(prefix), learned.clone()))
+        };
+        let config = |own: &str, relation, routes_max| ListenerConfig {
+            own: own.into(),
+            neighbour: Neighbour {
+                account: AccountId::new(1),
+                relation,
+                address: BOB.as_str().into(),
+            },
+            hears_children: false,
+            routes_max,
+        };
+        use RoutingRelation::{Child, Peer};
+        for (own, relation, routes_max, refused, epoch) in [
+            ("test.me", Peer, 100, "", 4),
+            ("test.me2", Peer, 100, "test.me2", 4),
+            ("test.you", Peer, 100, "test.you.z", 4),
+            ("test.x", Peer, 100, "test.b", 4),
+            ("g.me", Peer, 100, "test.a test.b test.me2 test.you.z", 4),
+            ("test.me", Child, 100, "test.a test.b test.me2 test.you.z", 4),
+            // There may be room for the others later.
+            ("test.me", Peer, 3, "test.you.z", 0),
+        ] {
+            let mut after = Listener::new(config(own, relation, routes_max));
+            let found = after.restore(at(0), before.heard(), kept(), usize::MAX);
+            assert_eq!(found.join(" "), refused, "{own} {relation:?}");
+            assert_eq!(
+                (after.heard(), after.len()),
+                (([1; 16], epoch), 4 - found.len()),
+                "{own}"
+            );
+            assert_eq!(after.handle_time(at(2 * SILENCE_MS_MIN - 1)), []);
+            assert_eq!(
+                after.handle_time(at(2 * SILENCE_MS_MIN)).len(),
+                4 - found.len(),
+                "{own}"
+            );
+        }
+        let mut after = Listener::new(config("test.me", Peer, 100));
+        let refused = after.restore(at(0), before.heard(), kept(), 1);
+        assert_eq!(
+            (refused.len(), after.len()),
+            (3, 1),
+            "there is no more room in the node"
+        );
+        // It goes on where it was.
+        let mut after = Listener::new(config("test.me", Peer, 100));
+        assert!(after.restore(at(0), before.heard(), kept(), 100).is_empty());
+        assert_eq!(hear(&mut after, at(1), "1 4-5 -test.a"), "-test.a");
+        assert_eq!(
+            after.route_bytes + bytes_of("test.a", &before.get("test.a").unwrap().path),
+            before.route_bytes
+        );
     }
 
     #[test]

@@ -94,6 +94,11 @@ impl Speaker {
 
     // Getters.
 
+    /// Whether the neighbour wants routes, as far as we know.
+    pub const fn is_wanted(&self) -> bool {
+        self.is_wanted
+    }
+
     /// How far the neighbour has heard the table of `log`.
     pub fn epoch(&self, log: &Log) -> u32 {
         if self.log_table_id == log.table_id() {
