@@ -416,12 +416,12 @@ fn routes_and_rates() {
     assert_eq!(
         user.run("routes list --detail").done(),
         "PREFIX         USERNAME  ORIGIN   RELATION  HOPS  PATH  LINK  IN FORCE\n\
-         test.far-away  bob       static   -         -     -     up    yes\n\
-         test.hub.bob   bob       account  -         -     -     up    yes\n"
+         test.far-away  bob       static   -         -     -     down  yes\n\
+         test.hub.bob   bob       account  -         -     -     down  yes\n"
     );
     assert_eq!(
         user.run("routes list --detail --json").json()[0]["candidates"],
-        json!([{"username": "bob", "origin": "static", "link": "up", "in_force": true}])
+        json!([{"username": "bob", "origin": "static", "link": "down", "in_force": true}])
     );
     assert_eq!(
         user.run("routes explain test.far-away.x --from bob").done(),
@@ -435,7 +435,7 @@ fn routes_and_rates() {
          prefix       test.far-away\n\
          \n\
          USERNAME  ORIGIN  RELATION  HOPS  PATH  LINK  WHY\n\
-         bob       static  -         -     -     up    in force\n"
+         bob       static  -         -     -     down  in force\n"
     );
     assert_eq!(
         user.run("routes explain test.hub").done(),

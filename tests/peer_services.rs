@@ -13,7 +13,7 @@ use support::node::{Node, Options, expect_balance};
 use support::packet::{Cursor, Prepare, Reply, now, sha256};
 use support::party::{Party, Via};
 use support::random::Random;
-use support::rule::Rule;
+use support::rule::{Answer, Rule};
 
 const SHARDS: usize = 3;
 
@@ -65,7 +65,12 @@ fn every_relation_over_every_link() {
             if ["Peer", "Parent"].contains(&relation) {
                 fields["ilp_address"] = json!(format!("test.{username}"));
             }
-            let rule = Rule::new(|prepare| panic!("nobody is asked anything: {prepare:?}"));
+            // A neighbour is asked for routes and told some; a customer is asked nothing.
+            let is_neighbour = relation != "NonRoutingAccount";
+            let rule = Rule::new(move |prepare| {
+                assert!(is_neighbour && prepare.destination.starts_with("peer."), "{prepare:?}");
+                Answer::reject("F00")
+            });
             let party = Party::join(&node, &username, via, rule, &fields);
             let account = node.api().get(&format!("/accounts/{username}"));
             let address = account["ilp_address"].as_str().expect("an address");

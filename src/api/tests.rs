@@ -1020,10 +1020,11 @@ fn every_way_for_a_prefix_and_why_one_is_in_force() {
                 "routing_relation":"{relation}","ilp_over_http_url":"http://127.0.0.1:9/"}}"#
         )
     };
+    let alice = neighbour("alice", "NonRoutingAccount");
     let [child, peer, other] =
         [("kid", "Child"), ("north", "Peer"), ("south", "Peer")].map(|(name, relation)| neighbour(name, relation));
     caller.check(&[
-        ("POST /accounts", "admin", ALICE, 200, &[]),
+        ("POST /accounts", "admin", &alice, 200, &[]),
         ("POST /accounts", "admin", &child, 200, &[]),
         ("POST /accounts", "admin", &peer, 200, &[]),
         ("POST /accounts", "admin", &other, 200, &[]),
@@ -1045,14 +1046,14 @@ fn every_way_for_a_prefix_and_why_one_is_in_force() {
         ("GET /routes", "-", "", 200, &[r#""example.far":"alice","example.further":"south""#]),
         (detail, "-", "", 401, &[]),
         (detail, "admin", "", 200, &[concat!(
-            r#"{"prefix":"example.far","candidates":[{"username":"alice","origin":"static","link":null,"in_force":true},"#,
+            r#"{"prefix":"example.far","candidates":[{"username":"alice","origin":"static","link":"up","in_force":true},"#,
             r#"{"username":"kid","origin":"learned","routing_relation":"Child","hops":7,"link":"up","in_force":false},"#,
             r#"{"username":"south","origin":"learned","routing_relation":"Peer","hops":2,"link":"up","in_force":false},"#,
             r#"{"username":"north","origin":"learned","routing_relation":"Peer","hops":3,"link":"up","in_force":false}]}"#,
         )]),
         (explain, "admin", "", 200, &[
-            r#""outcome":"refused","next_hop":"alice","code":"T01","message":"no connection to the next hop""#,
-            r#""of 4 ways the one to alice is in force: a static route","alice has no link""#,
+            r#""next_hop":"alice""#,
+            r#""of 4 ways the one to alice is in force: a static route""#,
             r#""behind":"a static route comes before all others""#,
             r#""shorter":[{"prefix":"example","username":"north"}]"#,
         ]),
@@ -1099,6 +1100,19 @@ fn every_way_for_a_prefix_and_why_one_is_in_force() {
         ),
         (detail, "admin", "", 200, &["!south", "!example.further"]),
         ("DELETE /accounts/alice", "admin", "", 200, &[r#""removed_routes":[]}"#]),
+        // Who has no link cannot be reached.
+        ("POST /accounts", "admin", ALICE, 200, &[]),
+        (
+            "GET /routes/explain?destination=example.hub.alice.x",
+            "admin",
+            "",
+            200,
+            &[
+                r#""outcome":"refused","next_hop":"alice","code":"T01","message":"no connection to the next hop""#,
+                r#""alice has no link""#,
+                r#""link":null"#,
+            ],
+        ),
     ]);
 }
 

@@ -99,6 +99,7 @@ impl Control {
                 state.add_asset(account.asset_id, Arc::clone(&account.asset));
             }
             state.put_account(Arc::clone(&account));
+            state.begin_link(&account);
             state.routes.apply(State::claims_of(&account))
         };
         self.publish([Change::Account(Arc::clone(&account))], routes, []);

@@ -333,6 +333,7 @@ impl Control {
             mutations.push(Mutation::PutAccount(Arc::clone(account)));
         }
         for account in &accounts {
+            state.begin_link(account);
             state.routes.apply(State::claims_of(account));
         }
         state.put_first_accounts(accounts);

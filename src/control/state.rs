@@ -214,6 +214,14 @@ impl State {
         Ok(())
     }
 
+    /// The link of an account that is new, or that was read back: an HTTP link is up until it fails, a BTP link down until
+    /// there is a session. From then on the shards tell. To be called before the account claims anything.
+    pub fn begin_link(&mut self, account: &Account) {
+        let is_up = account.links.http_url().is_some();
+        let changes = self.routes.set_link(account.id, is_up, []);
+        assert!(changes.is_empty(), "nothing leads to it yet");
+    }
+
     /// What an account claims in the table of routes.
     pub fn claims_of(account: &Account) -> impl Iterator<Item = Step> {
         let default = (account.routing_relation == RoutingRelation::Parent).then(|| DEFAULT_ROUTE.into());

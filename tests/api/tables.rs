@@ -547,7 +547,7 @@ PUT /routes/static  | admin | ["bob"]                   | 400 | code=json_data
 PUT /routes/static  | admin | {"test.a":"bob"           | 400 | code=json_eof
 GET /routes         | - | | 200 | ={"":"alice","g":"bob","test.hub.alice":"alice","test.hub.bob":"bob","test.some-prefix":"bob"}
 # Every way for each prefix.
-GET /routes?detail=true | admin | | 200 | =[{"prefix":"","candidates":[{"username":"alice","origin":"static","link":"up","in_force":true}]},{"prefix":"g","candidates":[{"username":"bob","origin":"static","link":"up","in_force":true}]},{"prefix":"test.hub.alice","candidates":[{"username":"alice","origin":"account","link":"up","in_force":true}]},{"prefix":"test.hub.bob","candidates":[{"username":"bob","origin":"account","link":"up","in_force":true}]},{"prefix":"test.some-prefix","candidates":[{"username":"bob","origin":"static","link":"up","in_force":true}]}]
+GET /routes?detail=true | admin | | 200 | =[{"prefix":"","candidates":[{"username":"alice","origin":"static","link":"down","in_force":true}]},{"prefix":"g","candidates":[{"username":"bob","origin":"static","link":"up","in_force":true}]},{"prefix":"test.hub.alice","candidates":[{"username":"alice","origin":"account","link":"down","in_force":true}]},{"prefix":"test.hub.bob","candidates":[{"username":"bob","origin":"account","link":"up","in_force":true}]},{"prefix":"test.some-prefix","candidates":[{"username":"bob","origin":"static","link":"up","in_force":true}]}]
 GET /routes?detail=yes  | admin | | 400 | bad=detail invalid
 GET /routes?detail=     | admin | | 400 | bad=detail invalid
 # Where a packet would go, and why.

@@ -60,9 +60,12 @@ impl Rule {
         }
     }
 
-    /// Fulfills everything at once.
+    /// Fulfills every payment at once. It exchanges no routes, and says so.
     pub fn fulfill() -> Self {
-        Self::new(|_| Answer::Fulfill)
+        Self::new(|prepare| match prepare.destination.starts_with("peer.") {
+            true => Answer::reject("F00"),
+            false => Answer::Fulfill,
+        })
     }
 
     /// The same answer to everything.
