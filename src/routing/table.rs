@@ -364,7 +364,8 @@ impl Table {
         }
     }
 
-    fn is_up(&self, account: AccountId) -> bool {
+    /// Whether the link of an account is up, as far as was told.
+    pub fn is_up(&self, account: AccountId) -> bool {
         self.down.is_empty() || !self.down.contains(&account)
     }
 

@@ -90,8 +90,6 @@ pub(super) struct Exchange {
     log: Log,
     parties: BTreeMap<AccountId, Party>,
     schedule: BTreeSet<(Timestamp, AccountId)>,
-    /// Accounts whose link is down as far as the table of routes knows.
-    down: BTreeSet<AccountId>,
     /// Routes of all listeners.
     learned: usize,
     notes: Notes,
@@ -111,7 +109,6 @@ impl Exchange {
             settings,
             parties: BTreeMap::new(),
             schedule: BTreeSet::new(),
-            down: BTreeSet::new(),
             learned: 0,
             notes: Notes::default(),
             lives: 0,

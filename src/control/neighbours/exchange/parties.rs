@@ -34,7 +34,7 @@ impl Exchange {
         };
         self.new_listener(&party.neighbour);
         self.parties.insert(account.id, party);
-        if self.down.contains(&account.id) {
+        if !self.is_link_up(account.id) {
             self.close(now, account.id);
         }
     }
@@ -69,7 +69,6 @@ impl Exchange {
         let Some(account) = account else {
             // Its routes went with it.
             self.remove_party(id);
-            self.down.remove(&id);
             self.notes.forget(id);
             return;
         };
@@ -208,14 +207,17 @@ impl Exchange {
 
     /// Notes what the table of routes is to know of a link.
     pub(super) fn set_link(&mut self, id: AccountId, is_up: bool, turn: &mut Turn) {
-        let is_change = if is_up {
-            self.down.remove(&id)
-        } else {
-            self.down.insert(id)
-        };
-        if is_change {
-            turn.links.push(LinkChange { account: id, is_up });
+        let noted = turn.links.iter_mut().find(|link| link.account == id);
+        match noted {
+            Some(link) => link.is_up = is_up,
+            None if self.is_link_up(id) == is_up => {}
+            None => turn.links.push(LinkChange { account: id, is_up }),
         }
+    }
+
+    /// Whether the link is up as far as the table of routes knows.
+    fn is_link_up(&self, id: AccountId) -> bool {
+        self.control.read().routes.is_up(id)
     }
 
     /// The link is up, or tried. If it was up, there is another connection now.
