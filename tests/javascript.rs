@@ -1,4 +1,5 @@
-//! Other people's software against ours: `ilp-packet`, `ilp-plugin-btp` and `ilp-plugin-http` on Node.js, in versions
+//! Other people's software against ours: `ilp-packet`, `ilp-protocol-ccp`, `ilp-plugin-btp` and `ilp-plugin-http` on
+//! Node.js, in versions
 //! that `tests/js/package-lock.json` pins. Needs `node` and `npm` (`make test` installs them).
 
 mod support;
@@ -346,6 +347,93 @@ fn ilp_plugin_btp_pays_ilp_plugin_btp() {
     }
     expect_balance(&node.api(), "alice", 0);
     assert_eq!((dialling.received().len(), dialled.received().len()), (301, 301));
+}
+
+/// Routes in both directions, as `ilp-protocol-ccp` reads and writes them: a neighbour asks and is asked, tells and is
+/// told, and packets go where it said.
+#[test]
+fn ilp_protocol_ccp_tells_and_is_told() {
+    const TABLE: &str = "21e55f8e-abcd-4e97-9ab9-bf0ff00a224c";
+    const NO_TABLE: &str = "00000000-0000-0000-0000-000000000000";
+    let node = Node::with_shards(2);
+    let alice = Party::simple(&node, "alice", Via::BtpToNode);
+    node.add_account(
+        "partner",
+        &json!({"routing_relation": "Peer", "ilp_address": "test.partner", "ilp_over_btp_incoming_token": "secret"}),
+    );
+    let shop = json!({"routing_relation": "Child", "ilp_address": "test.shop"});
+    let _shop = Party::join(&node, "shop", Via::BtpToNode, Rule::fulfill(), &shop);
+    let server = format!("btp+ws://:secret@{}/accounts/partner/ilp/btp", node.address());
+    let mut script = Script::peer(&["btp-client", &server]);
+
+    // It is asked for its routes, and told ours without having asked.
+    let told = |what: &str, script: &mut Script, is_it: &dyn Fn(&Value) -> bool| {
+        within(SCRIPT_LIMIT, what, || {
+            let routing = script.ask(&json!({"command": "routing"}));
+            let updates = routing["updates"].as_array()?.clone();
+            updates.into_iter().find(|update| is_it(update))
+        })
+    };
+    let announces = |update: &Value, prefix: &str| {
+        let routes = update["newRoutes"].as_array().expect("routes");
+        routes.iter().any(|route| route["prefix"] == prefix)
+    };
+    let first = told("it is told of the shop", &mut script, &|update| {
+        announces(update, "test.shop")
+    });
+    assert_eq!(
+        (&first["speaker"], &first["holdDownTime"]),
+        (&json!("test.hub"), &json!(45_000))
+    );
+    let shop = first["newRoutes"].as_array().expect("routes").iter();
+    let shop = shop
+        .clone()
+        .find(|route| route["prefix"] == "test.shop")
+        .expect("the shop");
+    assert_eq!((&shop["path"], &shop["props"]), (&json!(["test.hub"]), &json!([])));
+    let routing = script.ask(&json!({"command": "routing"}));
+    let asked = json!([{"mode": 1, "lastKnownRoutingTableId": NO_TABLE, "lastKnownEpoch": 0, "features": []}]);
+    assert_eq!(routing["controls"], asked);
+
+    // What it tells is where packets go.
+    let update = |epochs: (u32, u32), new: &Value, withdrawn: &Value| {
+        json!({"command": "tell", "update": {
+            "routingTableId": TABLE,
+            "currentEpochIndex": epochs.1,
+            "fromEpochIndex": epochs.0,
+            "toEpochIndex": epochs.1,
+            "holdDownTime": 45_000,
+            "speaker": "test.partner",
+            "newRoutes": new,
+            "withdrawnRoutes": withdrawn,
+        }})
+    };
+    let new = json!([
+        {"prefix": "test.partner", "path": ["test.partner"]},
+        {"prefix": "test.far", "path": ["test.partner", "test.far"]},
+    ]);
+    script.ask(&update((0, 2), &new, &json!([])));
+    assert_eq!(node.api().get("/routes")["test.far"], "partner");
+    let prepare = Prepare::new("test.far.away", 5);
+    assert!(alice.pay(&prepare).fulfills(&prepare));
+    script.ask(&update((2, 3), &json!([]), &json!(["test.far"])));
+    assert_eq!(node.api().get("/routes")["test.far"], Value::Null);
+    assert_eq!(alice.pay(&Prepare::new("test.far.away", 5)).code(), "F02");
+    expect_balance(&node.api(), "partner", 5);
+
+    // It forgets everything and asks anew.
+    let before = told("what there is", &mut script, &|_| true)["routingTableId"].clone();
+    let count = |script: &mut Script| {
+        let routing = script.ask(&json!({"command": "routing"}));
+        let updates = routing["updates"].as_array().expect("updates").clone();
+        updates.iter().filter(|update| update["fromEpochIndex"] == 0).count()
+    };
+    let earlier = count(&mut script);
+    script.ask(&json!({"command": "askForRoutes", "lastKnownRoutingTableId": before, "lastKnownEpoch": 0}));
+    within(SCRIPT_LIMIT, "it is told all of it again", || {
+        (count(&mut script) > earlier).then_some(())
+    });
+    node.api().audit();
 }
 
 /// The walk-through of the README, with its own scripts: a packet from alice over HTTP to bob over BTP, and back.

@@ -3,11 +3,10 @@
 
 mod support;
 
-use std::net::SocketAddr;
-
-use serde_json::{Value, json};
+use serde_json::json;
 
 use support::eventually;
+use support::network::{Over, connect, leads_to, wait_for_no_route, wait_for_route};
 use support::node::{Node, Options};
 use support::packet::Prepare;
 use support::party::{Party, Via};
@@ -20,58 +19,6 @@ fn node(address: &str) -> Node {
         http_bind_address: support::free_address().to_string(),
         ..Options::default()
     })
-}
-
-/// What connects two nodes.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Over {
-    /// The second dials the first.
-    Btp,
-    /// Each posts to the other.
-    Http,
-}
-
-/// Both nodes get an account for the other, of this name and relation. The link comes up by itself.
-fn connect(over: Over, one: (&Node, &str, &str), other: (&Node, &str, &str)) {
-    for (is_second, near, far) in [(false, one, other), (true, other, one)] {
-        let (node, username, relation) = near;
-        let (far_address, far_username): (SocketAddr, &str) = (far.0.address(), far.1);
-        let mut fields = json!({"routing_relation": relation});
-        if relation != "Child" {
-            fields["ilp_address"] = far.0.api().get("/")["ilp_address"].clone();
-        }
-        match over {
-            Over::Btp if is_second => {
-                let url = format!("btp+ws://{far_address}/accounts/{far_username}/ilp/btp");
-                fields["ilp_over_btp_url"] = json!(url);
-                fields["ilp_over_btp_outgoing_token"] = json!(format!("{far_username}-btp"));
-            }
-            Over::Btp => {}
-            Over::Http => {
-                let url = format!("http://{far_address}/accounts/{far_username}/ilp");
-                fields["ilp_over_http_url"] = json!(url);
-                fields["ilp_over_http_outgoing_token"] = json!(format!("{far_username}-http"));
-            }
-        }
-        node.add_account(username, &fields);
-    }
-}
-
-/// Where exactly this prefix leads.
-fn leads_to(node: &Node, prefix: &str) -> Value {
-    node.api().get("/routes")[prefix].clone()
-}
-
-fn wait_for_route(node: &Node, prefix: &str, username: &str) {
-    eventually(&format!("{prefix} leads to {username}"), || {
-        (leads_to(node, prefix) == username).then_some(())
-    });
-}
-
-fn wait_for_no_route(node: &Node, prefix: &str) {
-    eventually(&format!("{prefix} leads nowhere"), || {
-        leads_to(node, prefix).is_null().then_some(())
-    });
 }
 
 fn pays(from: &Party, destination: &str) {

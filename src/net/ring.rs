@@ -295,11 +295,13 @@ impl Ring {
         }
     }
 
-    /// Accepts no more connections.
+    /// Accepts no more connections: who connects is refused at once, and so is whoever waits to be accepted. That holds
+    /// for all descriptors of the listening sockets, and so for the rings of other shards.
     pub fn stop_accepting(&mut self) {
         self.accepting = false;
         for listener in 0..self.listeners.len() {
             self.cancel(Operation::Accept.user_data(listener as u32, 0));
+            shutdown(self.listeners[listener].as_raw_fd(), libc::SHUT_RDWR);
         }
     }
 
@@ -513,6 +515,8 @@ impl Ring {
                     match -result {
                         // The connection ended before it was accepted.
                         libc::ECONNABORTED | libc::EINTR | libc::EAGAIN => self.accept(id.index()),
+                        // Nobody listens any more: another shard has heard first that the node stops.
+                        libc::EINVAL => {}
                         error if result < 0 => completions.push(Completion::AcceptPaused {
                             listener: id.index(),
                             error: io::Error::from_raw_os_error(error),

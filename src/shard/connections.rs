@@ -140,6 +140,8 @@ pub struct HttpRequesting {
     pub request: Option<RequestId>,
     /// The connection is up.
     pub connected: bool,
+    /// It has brought an answer.
+    pub answered: bool,
 }
 
 /// A connection whose client is told what accounts receive.

@@ -90,8 +90,8 @@ struct Responder {
     from: AccountId,
     id: RequestId,
     answered: bool,
-    /// Frees itself for the account's next request.
-    _seat: Seat,
+    /// Until the answer is on its way.
+    seat: Option<Seat>,
 }
 
 impl Responder {
@@ -100,7 +100,9 @@ impl Responder {
         self.send(Some(answer));
     }
 
-    fn send(&self, answer: Option<PeerAnswer>) {
+    fn send(&mut self, answer: Option<PeerAnswer>) {
+        // Who has the answer may ask the next thing at once, and finds room for it.
+        drop(self.seat.take());
         let answer = Cold::PeerAnswer {
             from: self.from,
             id: self.id,
@@ -149,7 +151,7 @@ impl Shard {
             from,
             id,
             answered: false,
-            _seat: seat,
+            seat: Some(seat),
         };
         let request = PeerRequest {
             from,

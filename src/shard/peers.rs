@@ -61,7 +61,8 @@ pub struct HttpPool {
     open: usize,
     connecting: usize,
     waiting: VecDeque<WaitingPrepare>,
-    /// No connection could be made when one was last tried, and there was no other.
+    /// When a connection was last tried it could not be made, or ended before it brought an answer; and there was no
+    /// other. In front of a peer may stand a proxy that is up when the peer is not.
     unreachable: bool,
 }
 
@@ -315,6 +316,7 @@ impl Shard {
                 pool: pool.number,
                 request: None,
                 connected: false,
+                answered: false,
             };
             let socket = match dial::socket_for(address) {
                 Ok(socket) => self.ring.connect(socket, address),
@@ -364,11 +366,17 @@ impl Shard {
         let (account, pool_number) = (requesting.account, requesting.pool);
         if let Some(pool) = self.numbered_pool(account, pool_number) {
             pool.connecting -= 1;
-            if std::mem::take(&mut pool.unreachable) {
-                self.link_changed(account);
-            }
         }
         self.http_connection_free(socket, account, pool_number);
+    }
+
+    /// A connection has brought its first answer.
+    fn http_answered(&mut self, account: AccountId, pool_number: u64) {
+        if let Some(pool) = self.numbered_pool(account, pool_number)
+            && std::mem::take(&mut pool.unreachable)
+        {
+            self.link_changed(account);
+        }
     }
 
     /// Handles the complete answers in `bytes`; returns how much they were.
@@ -388,6 +396,7 @@ impl Shard {
                 Ok((taken, Some(answer))) => {
                     used += taken;
                     let (status, keep_alive) = (answer.status, answer.keep_alive);
+                    let is_first = !std::mem::replace(&mut requesting.answered, true);
                     // An answer to nothing: the peer and we disagree about what is whose.
                     let Some(id) = requesting.request.take() else {
                         self.ring.close(socket);
@@ -407,6 +416,9 @@ impl Shard {
                         self.responded(account, id, Response::Packet(packet));
                     } else {
                         self.http_refused(account, id, status);
+                    }
+                    if is_first {
+                        self.http_answered(account, pool_number);
                     }
                     if keep_alive {
                         self.http_connection_free(socket, account, pool_number);
@@ -449,13 +461,15 @@ impl Shard {
             && let Ok(Some(answer)) = requesting.client.finish(&connection.inbox)
         {
             requesting.request = None;
-            let (account, status) = (requesting.account, answer.status);
+            requesting.answered = true;
+            let (account, pool_number, status) = (requesting.account, requesting.pool, answer.status);
             let body: Box<[u8]> = answer.body.into();
             if status == 200 {
                 self.responded(account, id, Response::Packet(&body));
             } else {
                 self.http_refused(account, id, status);
             }
+            self.http_answered(account, pool_number);
         }
         self.ring.close(socket);
     }
@@ -493,6 +507,9 @@ impl Shard {
             self.http_unreachable(account);
             self.fail_waiting(account);
         } else {
+            if requesting.request.is_some() && !requesting.answered {
+                self.http_unreachable(account);
+            }
             self.open_http_connections(account);
         }
     }
@@ -524,7 +541,7 @@ impl Shard {
         }
     }
 
-    /// A connection could not be made. While others are up, the peer is only busy.
+    /// A connection could not be made, or brought nothing. While others are up, the peer is only busy.
     fn http_unreachable(&mut self, account: AccountId) {
         if let Some(pool) = self.pool(account)
             && pool.open == pool.connecting

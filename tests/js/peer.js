@@ -1,21 +1,24 @@
-// A peer of the node made of other people's software: ilp-packet for the packets, ilp-plugin-btp and ilp-plugin-http
-// for the links. The test drives it over standard input and output, one JSON object per line each way.
+// A peer of the node made of other people's software: ilp-packet for the packets, ilp-protocol-ccp for routes,
+// ilp-plugin-btp and ilp-plugin-http for the links. The test drives it over standard input and output, one JSON object per line each way.
 //
 //   node peer.js btp-client btp+ws://user:token@host:port/path    connects to the node
 //   node peer.js btp-server PORT SECRET                           is dialled by the node
 //   node peer.js http PORT URL INCOMING_TOKEN OUTGOING_TOKEN      serves the node's posts and posts to URL
 //   node peer.js codec                                            only writes and reads packets
 //
-// It fulfills every Prepare with the first 32 bytes of its data; one with the amount 13 it rejects.
+// It fulfills every Prepare with the first 32 bytes of its data; one with the amount 13 it rejects. What it is told of
+// routes, and asked for, it keeps.
 
 const crypto = require('crypto')
 const readline = require('readline')
+const ccp = require('ilp-protocol-ccp')
 const ilp = require('ilp-packet')
 const BtpPlugin = require('ilp-plugin-btp')
 const HttpPlugin = require('ilp-plugin-http')
 
 const sha256 = (bytes) => crypto.createHash('sha256').update(bytes).digest()
 const received = []
+const routing = { controls: [], updates: [] }
 
 // Packets as JSON: bytes in hexadecimal, times as ISO 8601, amounts as text.
 const toJson = (fields) => Object.fromEntries(Object.entries(fields).map(([name, value]) => {
@@ -46,6 +49,14 @@ function makePlugin (role, args) {
 
 async function handlePrepare (bytes) {
   const prepare = ilp.deserializeIlpPrepare(bytes)
+  if (prepare.destination === ccp.CCP_CONTROL_DESTINATION) {
+    routing.controls.push(ccp.deserializeCcpRouteControlRequest(bytes))
+    return ccp.serializeCcpResponse()
+  }
+  if (prepare.destination === ccp.CCP_UPDATE_DESTINATION) {
+    routing.updates.push(ccp.deserializeCcpRouteUpdateRequest(bytes))
+    return ccp.serializeCcpResponse()
+  }
   received.push(toJson(prepare))
   if (prepare.amount === '13') {
     return ilp.serializeIlpReject({
@@ -73,6 +84,22 @@ const commands = {
   },
   async received () {
     return { received }
+  },
+  // Tells routes: an object with the fields of an update, `auth` left out.
+  async tell (plugin, { update }) {
+    const newRoutes = update.newRoutes.map((route) => ({ ...route, auth: Buffer.alloc(32), props: [] }))
+    ccp.deserializeCcpResponse(await plugin.sendData(ccp.serializeCcpRouteUpdateRequest({ ...update, newRoutes })))
+    return { told: true }
+  },
+  // Asks for routes, from an epoch of a table on.
+  async askForRoutes (plugin, { lastKnownRoutingTableId, lastKnownEpoch }) {
+    const request = { mode: ccp.Mode.MODE_SYNC, lastKnownRoutingTableId, lastKnownEpoch, features: [] }
+    ccp.deserializeCcpResponse(await plugin.sendData(ccp.serializeCcpRouteControlRequest(request)))
+    return { asked: true }
+  },
+  // What it was asked and told.
+  async routing () {
+    return routing
   },
   async isConnected (plugin) {
     return { connected: plugin.isConnected() }

@@ -11,6 +11,7 @@ pub mod http;
 pub mod http_peer;
 pub mod hub;
 pub mod javascript;
+pub mod network;
 pub mod node;
 pub mod packet;
 pub mod party;

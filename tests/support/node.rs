@@ -191,6 +191,14 @@ impl Node {
         self.running().child.id()
     }
 
+    /// Its memory, as Linux counts it.
+    pub fn resident_kib(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("the node runs");
+        let line = status.lines().find(|line| line.starts_with("VmRSS:"));
+        let kib = line.and_then(|line| line.split_whitespace().nth(1)?.parse().ok());
+        kib.expect("Linux says so")
+    }
+
     pub fn data_dir(&self) -> &Path {
         &self.data
     }

@@ -37,6 +37,9 @@ use crate::wire::timestamp::Timestamp;
 const ROUTES_LEARNED_MAX: usize = 1 << 20;
 /// Neighbours that are sent something in one turn, so that what they and others say meanwhile waits for milliseconds.
 const POLLED_PER_TURN: usize = 64;
+/// How long after a start a neighbour may take to come back until others hear that nothing leads over it. Both sides of a
+/// link dial again within seconds.
+const RETURN_MS_MAX: u64 = 10_000;
 /// Prefixes that are looked up while nobody may change them.
 const PREFIXES_AT_ONCE: usize = 1_024;
 
@@ -92,6 +95,10 @@ pub(super) struct Exchange {
     schedule: BTreeSet<(Timestamp, AccountId)>,
     /// Routes of all listeners.
     learned: usize,
+    /// After a start neighbours come back one by one. Until then these were not back, and the others are told the routes
+    /// over them as if their links were up: packets get a T01 here for a moment, and no F02 elsewhere.
+    returning: BTreeSet<AccountId>,
+    returning_until: Timestamp,
     notes: Notes,
     lives: u64,
 }
@@ -110,6 +117,8 @@ impl Exchange {
             parties: BTreeMap::new(),
             schedule: BTreeSet::new(),
             learned: 0,
+            returning: BTreeSet::new(),
+            returning_until: steady(now).plus_ms(RETURN_MS_MAX),
             notes: Notes::default(),
             lives: 0,
             control,
@@ -122,6 +131,7 @@ impl Exchange {
             }
         }
         let heard = exchange.control.take_heard();
+        exchange.returning = exchange.parties.keys().copied().collect();
         exchange.restore(now, heard)?;
         exchange.tell_all();
         for id in exchange.parties.keys().copied().collect::<Vec<_>>() {
@@ -203,6 +213,10 @@ impl Exchange {
             }
         }
         self.time_passed(steady, &mut turn);
+        if !self.returning.is_empty() && self.returning_until <= steady {
+            self.returning.clear();
+            turn.tells_anew = true;
+        }
         self.settle(&mut turn);
         let told_before = (self.log.table_id(), self.log.epoch());
         for id in std::mem::take(&mut turn.touched) {
@@ -216,7 +230,10 @@ impl Exchange {
             }
         }
         self.send(now);
-        self.schedule.first().map(|(due, _)| due.as_millis())
+        let first = self.schedule.first().map(|(due, _)| *due);
+        let returned = (!self.returning.is_empty()).then_some(self.returning_until);
+        let wakeup = first.into_iter().chain(returned).min();
+        wakeup.map(|at| at.as_millis())
     }
 
     // What happens.
@@ -281,15 +298,15 @@ impl Exchange {
         prefixes.append(&mut self.control.neighbours.take_prefixes());
         if turn.tells_anew {
             self.tell_all();
-        } else {
-            let prefixes: Vec<_> = prefixes.into_iter().collect();
-            for some in prefixes.chunks(PREFIXES_AT_ONCE) {
-                self.tell_some(some);
-            }
+        }
+        // Those among them that lead nowhere any more are in no list of all.
+        let prefixes: Vec<_> = prefixes.into_iter().collect();
+        for some in prefixes.chunks(PREFIXES_AT_ONCE) {
+            self.tell_some(some);
         }
     }
 
-    /// Into a log that knows our own address alone.
+    /// All that there is. Into a log that knows our own address alone, or that knows no prefix which leads nowhere now.
     fn tell_all(&mut self) {
         let mut last: Option<Arc<str>> = None;
         loop {
@@ -320,7 +337,8 @@ impl Exchange {
         let listeners = self.control.listeners.lock();
         for (prefix, winner) in prefixes.iter().zip(winners) {
             let learned = |winner: &Candidate| listeners.get(&winner.account)?.get(prefix);
-            let Some((winner, relation)) = winner.filter(|(winner, _)| winner.is_up) else {
+            let is_told = |winner: &Candidate| winner.is_up || self.returning.contains(&winner.account);
+            let Some((winner, relation)) = winner.filter(|(winner, _)| is_told(winner)) else {
                 self.log.withdraw(prefix);
                 continue;
             };

@@ -69,6 +69,7 @@ impl Exchange {
         let Some(account) = account else {
             // Its routes went with it.
             self.remove_party(id);
+            self.returning.remove(&id);
             self.notes.forget(id);
             return;
         };
@@ -207,6 +208,9 @@ impl Exchange {
 
     /// Notes what the table of routes is to know of a link.
     pub(super) fn set_link(&mut self, id: AccountId, is_up: bool, turn: &mut Turn) {
+        if is_up {
+            self.returning.remove(&id);
+        }
         let noted = turn.links.iter_mut().find(|link| link.account == id);
         match noted {
             Some(link) => link.is_up = is_up,
