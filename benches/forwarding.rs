@@ -7,7 +7,7 @@ use std::hint::black_box;
 use std::sync::Arc;
 
 use clearway::ledger::AccountId;
-use clearway::routing::forwarding::{Amended, CHANGES_MAX, Forwarding};
+use clearway::routing::forwarding::{AHEAD_MAX, Ahead, Amended, CHANGES_MAX, Forwarding};
 use clearway::wire::address::Address;
 use criterion::Criterion;
 
@@ -73,6 +73,16 @@ fn map_of(routes: &[String]) -> HashMap<String, u32> {
     routes.iter().cloned().zip(0..).collect()
 }
 
+/// As for the packets of one read.
+fn look_ahead(table: &Amended, addresses: &[Address<'_>]) {
+    if let Some(mut ahead) = Ahead::of(table) {
+        for address in addresses {
+            ahead.expect(address.as_bytes());
+        }
+        ahead.fetch();
+    }
+}
+
 fn lookups(criterion: &mut Criterion, prefix_count: usize) {
     // So many that what they touch of a large table does not stay in the caches near the core.
     let destination_count = size(200, 65_536);
@@ -101,11 +111,21 @@ fn lookups(criterion: &mut Criterion, prefix_count: usize) {
         amended.set(prefix.as_str().into(), Some(AccountId::new(number)));
     }
 
+    let in_force = Amended::new(Arc::clone(&table));
+
     let works = vec![
         Work::new("map", expected, by_definition),
         Work::new("table", expected, || {
             let lookup = |address: &Address<'_>| table.lookup(*address).map(AccountId::get);
             digest_of(black_box(&addresses).iter().map(lookup))
+        }),
+        Work::new(format!("table, {AHEAD_MAX} at a time"), expected, || {
+            let lookup = |address: &Address<'_>| in_force.lookup(*address).map(AccountId::get);
+            let lookup_all = |batch| {
+                look_ahead(&in_force, batch);
+                batch.iter().map(lookup)
+            };
+            digest_of(black_box(&addresses).chunks(AHEAD_MAX).flat_map(lookup_all))
         }),
         Work::new(format!("table, {} changes", amended.changed()), expected, || {
             let lookup = |address: &Address<'_>| amended.lookup(*address).map(AccountId::get);

@@ -20,7 +20,7 @@ use clearway::pipeline::outgoing::LinkState;
 use clearway::pipeline::rates::{Decimal, Rates};
 use clearway::pipeline::response::{Answer, Outcome};
 use clearway::pipeline::{LOCAL, Now, Pipeline, Settings};
-use clearway::routing::forwarding::Forwarding;
+use clearway::routing::forwarding::{AHEAD_MAX, Forwarding};
 use clearway::wire::packet::{Fulfill, Prepare, patch_prepare};
 use criterion::Criterion;
 use ring::digest::{SHA256, digest};
@@ -216,13 +216,27 @@ impl Hub {
     fn forward_all(&mut self, traffic: &Traffic, batch: &[Packet], digest: &mut Digest) {
         self.sent.clear();
         self.in_flight.clear();
-        for packet in batch {
-            self.forward(packet, &traffic.bytes[packet.prepare.clone()], digest);
+        for read in batch.chunks(AHEAD_MAX) {
+            self.look_ahead(traffic, read);
+            for packet in read {
+                self.forward(packet, &traffic.bytes[packet.prepare.clone()], digest);
+            }
         }
         black_box(&self.sent);
         for (index, packet) in batch.iter().enumerate() {
             let fulfill = &traffic.bytes[packet.fulfill.clone()];
             self.fulfill(self.in_flight[index], packet, fulfill, digest);
+        }
+    }
+
+    /// As for the packets of one read.
+    fn look_ahead(&self, traffic: &Traffic, packets: &[Packet]) {
+        if let Some(mut ahead) = self.pipeline.ahead() {
+            for packet in packets {
+                let prepare = &traffic.bytes[packet.prepare.clone()];
+                ahead.expect(Prepare::peek_destination(prepare).expect("a Prepare was made"));
+            }
+            ahead.fetch();
         }
     }
 

@@ -96,6 +96,79 @@ fn frames_that_follow_the_token_at_once_are_not_lost() {
     expect_balance(&node.api(), "bob", 100);
 }
 
+/// With so many routes the ways of a read's packets are fetched ahead, by a look at frames that may be anything.
+#[test]
+fn every_packet_of_a_long_read_finds_its_way_among_many_routes() {
+    const ROUTES: usize = 20_000;
+
+    let node = Node::with_shards(2);
+    node.add_account("alice", &json!({}));
+    let receivers = ["bob", "carol", "dave"].map(|name| Party::simple(&node, name, Via::Http));
+    let route = |number: usize| format!("test.far.n{number:05}");
+    let routes: serde_json::Map<String, Value> = (0..ROUTES)
+        .map(|number| (route(number), receivers[number % 3].username.as_str().into()))
+        .collect();
+    node.api().put("/routes/static", &routes.into());
+
+    let mut socket = upgrade(node.address(), "/accounts/alice/ilp/btp");
+    let auth = Frame::auth(7, None, "alice-btp").encode();
+    socket.write(Message::binary(auth)).expect("open");
+    let numbers: Vec<usize> = (0..300).map(|index| index * 7_919 % (ROUTES + ROUTES / 10)).collect();
+    let prepares: Vec<Prepare> = numbers
+        .iter()
+        .map(|number| Prepare::new(&format!("{}.x", route(*number)), 1))
+        .collect();
+    for (id, prepare) in prepares.iter().enumerate() {
+        let frame = Frame::ilp(MESSAGE, 100 + id as u32, &prepare.encode()).encode();
+        let (first, second) = frame.split_at(frame.len() / 2);
+        let piece = |bytes: &[u8], code, is_last| WebSocketFrame::message(bytes.to_vec(), OpCode::Data(code), is_last);
+        match id % 10 {
+            3 => {
+                socket.write(Message::Ping(vec![1, 2, 3].into())).expect("open");
+                socket.write(Message::binary(frame)).expect("open");
+            }
+            7 => {
+                socket
+                    .write(Message::Frame(piece(first, Data::Binary, false)))
+                    .expect("open");
+                socket
+                    .write(Message::Frame(piece(second, Data::Continue, true)))
+                    .expect("open");
+            }
+            _ => socket.write(Message::binary(frame)).expect("open"),
+        }
+    }
+    socket.flush().expect("open");
+
+    assert_eq!(next_frame(&mut socket), Some(Frame::new(RESPONSE, 7)));
+    for _ in &prepares {
+        let frame = next_frame(&mut socket).expect("a reply to each");
+        let reply = Reply::decode(frame.entry("ilp").expect("a packet")).expect("a packet");
+        let index = frame.request_id as usize - 100;
+        if numbers[index] < ROUTES {
+            assert!(reply.fulfills(&prepares[index]), "{reply:?}");
+        } else {
+            assert_eq!(reply.code(), "F02");
+        }
+    }
+    for (place, receiver) in receivers.iter().enumerate() {
+        let mut expected: Vec<String> = numbers
+            .iter()
+            .filter(|number| **number < ROUTES && **number % 3 == place)
+            .map(|number| format!("{}.x", route(*number)))
+            .collect();
+        let mut received: Vec<String> = receiver
+            .rule
+            .received()
+            .into_iter()
+            .map(|prepare| prepare.destination)
+            .collect();
+        expected.sort();
+        received.sort();
+        assert_eq!(received, expected, "{}", receiver.username);
+    }
+}
+
 #[test]
 fn a_new_connection_of_an_account_replaces_the_old() {
     let node = Node::with_shards(2);

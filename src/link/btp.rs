@@ -43,6 +43,10 @@ pub const UNREADABLE_IN_A_ROW_MAX: u8 = 10;
 /// it. Room for several of the largest replies, so that a peer that reads never misses an answer.
 pub const OWN_ANSWERS_OUT_MAX: usize = 256 * 1024;
 
+/// How much of a masked frame is looked at ahead: some 80 bytes come before a Prepare's destination, and most destinations
+/// are shorter than the rest.
+const LOOK_AHEAD_BYTES: usize = 192;
+
 /// Which end of the connection we are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
@@ -273,6 +277,43 @@ impl BtpLink {
     /// its own Prepares do not, since we may no longer answer.
     pub fn send_close(&mut self, code: CloseCode, out: &mut Vec<u8>) {
         self.session.send_close(code, out);
+    }
+}
+
+/// Shows `look` where the Prepares go that are in the next `frames_max` frames of `bytes`, which are received and not
+/// yet consumed. Returns how many bytes those frames are. Nothing is checked, changed or remembered, and what
+/// [`BtpLink::next`] will say of them is undecided: a destination may be cut off, and some are not shown.
+#[inline]
+pub fn look_ahead(bytes: &[u8], frames_max: usize, mut look: impl FnMut(&[u8])) -> usize {
+    let mut seen = 0;
+    for _ in 0..frames_max {
+        let rest = &bytes[seen..];
+        let Ok(Some(head)) = websocket::parse_head(rest, MESSAGE_BYTES_MAX) else {
+            break;
+        };
+        let Some(payload) = rest.get(head.head_len..head.head_len + head.payload_len) else {
+            break;
+        };
+        seen += head.head_len + head.payload_len;
+        let Some(key) = head.mask else {
+            look_at(payload, &mut look);
+            continue;
+        };
+        // A copy is unmasked, because the frame itself stays as it is until it is taken.
+        let mut plain = [0; LOOK_AHEAD_BYTES];
+        let length = payload.len().min(LOOK_AHEAD_BYTES);
+        plain[..length].copy_from_slice(&payload[..length]);
+        websocket::unmask(&mut plain, key);
+        look_at(&plain[..length], &mut look);
+    }
+    seen
+}
+
+/// Shows `look` the destination of the Prepare in a message, if there is one.
+#[inline]
+fn look_at(message: &[u8], look: &mut impl FnMut(&[u8])) {
+    if let Some(destination) = btp::Frame::peek_ilp(message).and_then(packet::Prepare::peek_destination) {
+        look(destination);
     }
 }
 
@@ -988,7 +1029,66 @@ mod tests {
         })
     }
 
+    /// What a look at the next frames of `bytes` shows, and how much of them it was.
+    fn looked_ahead(bytes: &[u8], frames_max: usize) -> (usize, Vec<Vec<u8>>) {
+        let mut shown = Vec::new();
+        let seen = look_ahead(bytes, frames_max, |destination| shown.push(destination.to_vec()));
+        (seen, shown)
+    }
+
+    #[test]
+    fn a_look_ahead_shows_where_the_next_prepares_go_and_changes_nothing() {
+        let to_bob = b"test.acme.bob".to_vec();
+        let inverted = ilp_frame(FrameKind::Response, 7, &prepare(0));
+        let prepare = ilp_frame(FrameKind::Message, 7, &prepare(300));
+        let reply = ilp_frame(FrameKind::Response, 7, FULFILL);
+        for frame in [client_message, server_message] {
+            let messages = [&prepare, &reply, &error_frame(7, b"F00"), &inverted, &prepare];
+            let frames: Vec<Vec<u8>> = messages.iter().map(|message| frame(message)).collect();
+            let bytes = frames.concat();
+            let end_of = |count: usize| frames[..count].iter().map(Vec::len).sum::<usize>();
+            for (frames_max, prepares) in [(0, 0), (1, 1), (3, 1), (4, 2), (5, 3), (6, 3)] {
+                let expected = (end_of(frames_max.min(5)), vec![to_bob.clone(); prepares]);
+                assert_eq!(looked_ahead(&bytes, frames_max), expected);
+            }
+            // What is not complete is not shown.
+            let shown = looked_ahead(&bytes[..bytes.len() - 1], 16);
+            assert_eq!(shown, (end_of(4), vec![to_bob.clone(); 2]));
+        }
+        // Nor is what is no frame.
+        assert_eq!(looked_ahead(b"\xff\xff", 16), (0, vec![]));
+    }
+
+    #[test]
+    fn a_look_ahead_shows_at_least_100_bytes_of_a_masked_destination() {
+        let destination = format!("test.{}", "_".repeat(200));
+        let mut packet = Vec::new();
+        PrepareBuilder {
+            amount: 107,
+            expires_at: NOW.plus_ms(30_000),
+            execution_condition: &[0x5a; 32],
+            destination: crate::wire::address::Address::parse(destination.as_bytes()).unwrap(),
+            data: &[0xd7; 20_000],
+        }
+        .encode(&mut packet);
+        let message = ilp_frame(FrameKind::Message, 7, &packet);
+        let (_, shown) = looked_ahead(&client_message(&message), 1);
+        assert!(shown[0].len() >= 100 && destination.as_bytes().starts_with(&shown[0]));
+        let (_, shown) = looked_ahead(&server_message(&message), 1);
+        assert_eq!(shown, [destination.as_bytes()]);
+    }
+
     proptest! {
+        #[test]
+        fn a_look_ahead_at_anything_ends_within_it(
+            bytes in proptest::collection::vec(any::<u8>(), 0..400),
+            is_frame in any::<bool>(),
+        ) {
+            let bytes = if is_frame { client_message(&bytes) } else { bytes };
+            let (seen, _) = looked_ahead(&bytes, 16);
+            prop_assert!(seen <= bytes.len() && (!is_frame || seen == bytes.len()));
+        }
+
         #[test]
         fn the_cuts_of_the_byte_stream_change_nothing(
             (bytes, expected) in client_traffic(),

@@ -30,7 +30,7 @@ use std::sync::Arc;
 use crate::ledger::account::{StaticDefault, place_in};
 use crate::ledger::balance::InsufficientLiquidity;
 use crate::ledger::{Account, AccountId, AccountLimits, Asset, AssetId, Balance, Directory, Hold, Reservation, Share};
-use crate::routing::forwarding::{Amended, Forwarding};
+use crate::routing::forwarding::{Ahead, Amended, Forwarding};
 use crate::wire::timestamp::Timestamp;
 
 use forward::Windows;
@@ -278,6 +278,12 @@ impl Pipeline {
         if self.forwarding.get(&self.node_address).is_none() {
             self.forwarding.set(self.node_address.clone(), Some(LOCAL));
         }
+    }
+
+    /// For the destinations of packets that are about to come in, if there are so many routes that it helps.
+    #[inline]
+    pub fn ahead(&self) -> Option<Ahead<'_>> {
+        Ahead::of(&self.forwarding)
     }
 
     /// What becomes of an amount from this account on its way to an account in the asset `to`, here and now.

@@ -2,8 +2,9 @@
 //!
 //! Owns the look-up: the longest prefix on whole segments wins, so `test.bob` leads to `test.bob.x` and never to
 //! `test.bobby`. A [`Forwarding`] is a snapshot: built once, off the shards, then read by all of them and never changed.
-//! [`Amended`] is a shard's own view of it, with the few changes that were made since. Leaves to `routing::table` which
-//! routes there are and which of several for one prefix is in force, and to `control` when a new snapshot is due.
+//! [`Amended`] is a shard's own view of it, with the few changes that were made since; [`Ahead`] makes the look-ups of
+//! several packets wait for memory together. Leaves to `routing::table` which routes there are and which of several for
+//! one prefix is in force, and to `control` when a new snapshot is due.
 //!
 //! Always: a prefix is as [`check_prefix`] returns it and has one next hop. The empty prefix is the default route. A
 //! look-up allocates nothing, and its work is bounded by the length of an address, whatever a peer sends or announces.
@@ -11,12 +12,14 @@
 use crate::ledger::account::AccountId;
 use crate::wire::address::{ADDRESS_BYTES_MAX, Address, check_prefix};
 
+mod ahead;
 mod amended;
 mod depths;
 mod hash;
 mod index;
 mod pages;
 
+pub use ahead::{AHEAD_MAX, Ahead};
 pub use amended::{Amended, CHANGES_MAX};
 use depths::{Depths, depth_of};
 use hash::{Keys, WORD_BYTES, find_dots, first_bytes, read_word};
@@ -105,53 +108,57 @@ impl Forwarding {
         depths: &Depths,
         find: impl Fn(&[u8], u64) -> Option<AccountId>,
     ) -> Option<AccountId> {
-        let deepest = depths.deepest()?;
         let mut borders = [Border::default(); BORDERS];
         let mut count = 0;
-        let mut note = |end: usize, sum: u128| {
-            let hash = Keys::finish(sum);
-            self.index.prefetch(hash);
-            borders[count] = Border { end, hash };
+        self.walk(destination, depths, |border| {
+            self.index.prefetch(border.hash);
+            borders[count] = border;
             count += 1;
-        };
-
-        let mut sum = self.keys.start();
-        if depths.has(0) {
-            note(0, sum);
-        }
-        'walk: {
-            let mut depth = 0;
-            if depth == deepest {
-                break 'walk;
-            }
-            for index in 0..destination.len().div_ceil(WORD_BYTES) {
-                let word = read_word(destination, index);
-                let mut dots = find_dots(word);
-                while dots != 0 {
-                    let before = dots.trailing_zeros() as usize / 8;
-                    depth += 1;
-                    if depths.has(depth) {
-                        note(
-                            index * WORD_BYTES + before,
-                            self.keys.add(sum, index, first_bytes(word, before)),
-                        );
-                    }
-                    if depth == deepest {
-                        break 'walk;
-                    }
-                    dots &= dots - 1;
-                }
-                sum = self.keys.add(sum, index, word);
-            }
-            if depths.has(depth + 1) {
-                note(destination.len(), sum);
-            }
-        }
-
+        });
         borders[..count]
             .iter()
             .rev()
             .find_map(|border| find(&destination[..border.end], border.hash))
+    }
+
+    /// Every border of `destination` at one of `depths`, from the shortest beginning to the longest.
+    #[inline]
+    fn walk(&self, destination: &[u8], depths: &Depths, mut note: impl FnMut(Border)) {
+        let Some(deepest) = depths.deepest() else { return };
+        let mut note = |end: usize, sum: u128| {
+            let hash = Keys::finish(sum);
+            note(Border { end, hash });
+        };
+        let mut sum = self.keys.start();
+        if depths.has(0) {
+            note(0, sum);
+        }
+        let mut depth = 0;
+        if depth == deepest {
+            return;
+        }
+        for index in 0..destination.len().div_ceil(WORD_BYTES) {
+            let word = read_word(destination, index);
+            let mut dots = find_dots(word);
+            while dots != 0 {
+                let before = dots.trailing_zeros() as usize / 8;
+                depth += 1;
+                if depths.has(depth) {
+                    note(
+                        index * WORD_BYTES + before,
+                        self.keys.add(sum, index, first_bytes(word, before)),
+                    );
+                }
+                if depth == deepest {
+                    return;
+                }
+                dots &= dots - 1;
+            }
+            sum = self.keys.add(sum, index, word);
+        }
+        if depths.has(depth + 1) {
+            note(destination.len(), sum);
+        }
     }
 }
 

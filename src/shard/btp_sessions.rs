@@ -2,10 +2,12 @@
 
 use crate::ledger::directory::secrets_equal;
 use crate::ledger::{AccountId, Directory};
-use crate::link::btp::{Event, Failure};
+use crate::link::btp::{Event, Failure, look_ahead};
 use crate::net::SocketId;
+use crate::pipeline::Pipeline;
 use crate::pipeline::in_flight::{ReplyTo, RequestId};
 use crate::pipeline::reject::RejectReason;
+use crate::routing::forwarding::AHEAD_MAX;
 use crate::wire::websocket::CloseCode;
 
 use super::Shard;
@@ -75,6 +77,8 @@ impl Shard {
     /// Handles the complete frames in `bytes`; returns how much they were.
     pub(super) fn consume_btp(&mut self, socket: SocketId, bytes: &mut [u8]) -> usize {
         let mut used = 0;
+        // Up to where the ways of the packets have been fetched.
+        let mut looked_at = 0;
         let (start, end) = (bytes.as_ptr() as usize, bytes.as_ptr() as usize + bytes.len());
         loop {
             let Some(connection) = self.connections.get_mut(socket) else {
@@ -93,6 +97,9 @@ impl Shard {
             let Some(out) = self.ring.output(socket) else {
                 return bytes.len();
             };
+            if used >= looked_at && account.is_some() {
+                looked_at = used + fetch_ways(&self.pipeline, &bytes[used..]);
+            }
             let step = match session.link.next(self.now.wall, &mut bytes[used..], out) {
                 Ok((0, None)) => break,
                 Ok((taken, None)) => {
@@ -348,6 +355,18 @@ impl Shard {
             BtpPhase::Unauthenticated { .. } | BtpPhase::Accepted { .. } => {}
         }
     }
+}
+
+/// While the first of the packets in `bytes` are handled, what the next ones will be looked up in comes near. Returns how
+/// many bytes that is good for. Apart from its caller, which most tables leave it to find small.
+#[inline(never)]
+fn fetch_ways(pipeline: &Pipeline, bytes: &[u8]) -> usize {
+    let Some(mut ahead) = pipeline.ahead() else {
+        return bytes.len();
+    };
+    let looked_at = look_ahead(bytes, AHEAD_MAX, |destination| ahead.expect(destination));
+    ahead.fetch();
+    looked_at
 }
 
 /// The account that a peer has proved to be (protocols.md 5.3, http-api.md 7.2).

@@ -137,6 +137,17 @@ impl<'a> Frame<'a> {
         Self::parse_body(kind, request_id, body, body_start)
     }
 
+    /// The ILP packet of a frame with that one entry, as far as `bytes` go: they may be only the beginning of the frame,
+    /// and are not checked. Good for a guess at what [`Self::parse`] will find.
+    #[inline]
+    pub fn peek_ilp(bytes: &'a [u8]) -> Option<&'a [u8]> {
+        let mut reader = Reader::new(bytes.get(HEAD_BYTES..)?);
+        reader.read_length().ok()?;
+        let mut reader = Reader::new(reader.remaining().strip_prefix(ILP_ONLY)?);
+        reader.read_length().ok()?;
+        Some(reader.remaining())
+    }
+
     /// The general case: any kind, any entries.
     fn parse_body(kind: FrameKind, request_id: u32, body: &'a [u8], body_start: usize) -> Result<Self, Unreadable> {
         let mut reader = Reader::new(body);

@@ -131,6 +131,21 @@ impl<'a> Prepare<'a> {
         })
     }
 
+    /// The destination of a Prepare, as far as `bytes` go: they may be only the beginning of the packet, and are not
+    /// checked. Good for a guess at what [`Self::parse`] will find.
+    #[inline]
+    pub fn peek_destination(bytes: &'a [u8]) -> Option<&'a [u8]> {
+        let mut reader = Reader::new(bytes);
+        if reader.read_u8().ok()? != PacketType::Prepare as u8 {
+            return None;
+        }
+        reader.read_length().ok()?;
+        reader.read_bytes(PREPARE_FIXED_BYTES).ok()?;
+        let length = reader.read_length().ok()?;
+        let rest = reader.remaining();
+        Some(&rest[..length.min(rest.len())])
+    }
+
     /// In units of the account it arrived on, at the scale of its asset.
     #[inline]
     pub const fn amount(&self) -> u64 {
@@ -942,6 +957,25 @@ mod tests {
             let prepare = Prepare::parse(&arrived).unwrap();
             prop_assert_eq!(prepare.bytes(), &bytes[..]);
             prop_assert_eq!(rewritten(&prepare), bytes);
+        }
+
+        #[test]
+        fn a_peek_at_any_part_of_a_prepare_shows_what_is_there_of_its_destination(bytes in any_prepare()) {
+            let destination = Prepare::parse(&bytes).unwrap().destination().as_bytes();
+            let begins = destination.as_ptr().addr() - bytes.as_ptr().addr();
+            for end in 0..bytes.len() {
+                let there = (end >= begins).then(|| &bytes[begins..end.min(begins + destination.len())]);
+                prop_assert_eq!(Prepare::peek_destination(&bytes[..end]), there);
+            }
+        }
+
+        #[test]
+        fn a_peek_at_other_bytes_shows_some_of_them_or_none(mut bytes in vec(any::<u8>(), 0..200)) {
+            if let Some(first) = bytes.first_mut() {
+                *first = PacketType::Prepare as u8;
+            }
+            let shown = Prepare::peek_destination(&bytes);
+            prop_assert!(shown.is_none_or(|shown| shown.len() < bytes.len()));
         }
 
         #[test]

@@ -19,11 +19,11 @@ pub const CHANGES_MAX: usize = 1_024;
 
 /// See the module's text.
 pub struct Amended {
-    snapshot: Arc<Forwarding>,
+    pub(super) snapshot: Arc<Forwarding>,
     /// By the snapshot's hash; what it says itself is not among them.
     changes: HashTable<Amendment>,
     /// Those of the snapshot and those of the prefixes that were set since.
-    depths: Depths,
+    pub(super) depths: Depths,
 }
 
 /// A prefix that does not lead where the snapshot says.

@@ -85,6 +85,20 @@ impl Index {
         self.memory.prefetch(self.bucket_of(hash) * BUCKET_BYTES);
     }
 
+    /// Has the processor fetch what [`Self::find`] will look at then, once the first is there: the record that a prefix of
+    /// so many bytes has, most likely, if it has one.
+    #[inline]
+    pub(super) fn prefetch_record(&self, hash: u64, prefix_bytes: usize) {
+        let line = self.line(self.bucket_of(hash));
+        let equal = slots_with(line, tag_of(hash));
+        if equal != 0 {
+            let at = place(line, equal.trailing_zeros() as usize);
+            // A record may lie across two lines.
+            self.memory.prefetch(at);
+            self.memory.prefetch(at + PREFIX + prefix_bytes - 1);
+        }
+    }
+
     /// Of a prefix that is there already, only the next hop is changed.
     pub(super) fn insert(&mut self, prefix: &[u8], hash: u64, next_hop: AccountId) {
         let slot = match self.find_record(prefix, hash) {
@@ -109,9 +123,7 @@ impl Index {
         let tag = tag_of(hash);
         let mut bucket = self.bucket_of(hash);
         loop {
-            let line: &[u8; BUCKET_BYTES] = self.memory[bucket * BUCKET_BYTES..]
-                .first_chunk()
-                .expect("buckets are whole");
+            let line = self.line(bucket);
             let mut equal = slots_with(line, tag);
             while equal != 0 {
                 let at = place(line, equal.trailing_zeros() as usize);
@@ -127,6 +139,13 @@ impl Index {
             }
             bucket = if bucket + 1 < self.buckets { bucket + 1 } else { 0 };
         }
+    }
+
+    #[inline]
+    fn line(&self, bucket: usize) -> &[u8; BUCKET_BYTES] {
+        self.memory[bucket * BUCKET_BYTES..]
+            .first_chunk()
+            .expect("buckets are whole")
     }
 
     #[inline]
