@@ -3,17 +3,19 @@
 //! Owns what waits on that way. Requests have a queue with a limit, because a neighbour can make as many as it likes; of
 //! a link only the newest state is kept, so that none is lost and there are no more of them than accounts.
 //!
-//! Always: a shard never waits here. A lock that somebody else has just now it tries again in its next turn.
+//! Always: a shard never waits here, and a lock that somebody else has just now it tries again in its next turn; what
+//! waits when the cold half ends is dropped then, and so answered.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 use std::time::Instant;
 
-use crossbeam::channel::{self, Receiver, Sender, bounded};
+use crossbeam::channel::{self, Receiver, Sender, bounded, unbounded};
 
 use crate::ledger::AccountId;
 
-use super::control::{NeighbourEvent, PeerRequest};
+use super::control::{NeighbourEvent, PeerRequest, Seat};
 
 /// Requests of neighbours that may wait to be looked at: 16 MiB of them at their longest.
 const REQUESTS_WAITING_MAX: usize = 512;
@@ -23,12 +25,14 @@ type Links = Mutex<BTreeMap<AccountId, bool>>;
 
 /// Both ends of the way.
 pub fn neighbour_events() -> (NeighbourNews, NeighbourEvents) {
-    let (requests, requests_taken) = bounded(REQUESTS_WAITING_MAX);
+    // Seats bound it. A bounded channel would keep what waits in it when its receiver goes, until its last sender goes.
+    let (requests, requests_taken) = unbounded();
     let (links_told, links_to_take) = bounded(1);
     let (waker, woken) = bounded(1);
     let links = Arc::<Links>::default();
     let news = NeighbourNews {
         requests,
+        waiting: Arc::default(),
         links: Arc::clone(&links),
         links_told,
     };
@@ -45,7 +49,9 @@ pub fn neighbour_events() -> (NeighbourNews, NeighbourEvents) {
 /// The end that shards have.
 #[derive(Clone)]
 pub struct NeighbourNews {
-    requests: Sender<PeerRequest>,
+    requests: Sender<(PeerRequest, Seat)>,
+    /// How many there are in it.
+    waiting: Arc<AtomicUsize>,
     links: Arc<Links>,
     /// Says that there is something in `links`.
     links_told: Sender<()>,
@@ -54,9 +60,10 @@ pub struct NeighbourNews {
 impl NeighbourNews {
     /// Hands a request over. It comes back if too many wait, or nobody serves requests any more.
     pub fn request(&self, request: PeerRequest) -> Result<(), PeerRequest> {
-        self.requests
-            .try_send(request)
-            .map_err(channel::TrySendError::into_inner)
+        let Some(seat) = Seat::take(&self.waiting, REQUESTS_WAITING_MAX) else {
+            return Err(request);
+        };
+        self.requests.send((request, seat)).map_err(|refused| refused.0.0)
     }
 
     /// Tells how links stand now. False: not now, try again soon.
@@ -77,7 +84,7 @@ impl NeighbourNews {
 
 /// The end that the cold half has.
 pub struct NeighbourEvents {
-    requests: Receiver<PeerRequest>,
+    requests: Receiver<(PeerRequest, Seat)>,
     links: Arc<Links>,
     links_told: Receiver<()>,
     woken: Receiver<()>,
@@ -102,13 +109,13 @@ impl NeighbourEvents {
             if self.woken.try_recv().is_ok() {
                 return None;
             }
-            if let Ok(request) = requests.try_recv() {
+            if let Ok((request, _)) = requests.try_recv() {
                 return Some(NeighbourEvent::Request(request));
             }
             // An error: all shards have ended. Who waits is still woken, and is in time.
             crossbeam::select! {
                 recv(requests) -> request => match request {
-                    Ok(request) => return Some(NeighbourEvent::Request(request)),
+                    Ok((request, _)) => return Some(NeighbourEvent::Request(request)),
                     Err(_) => requests = &no_requests,
                 },
                 recv(links_told) -> told => if told.is_err() {
@@ -187,6 +194,21 @@ mod tests {
         assert_eq!(all_of(&events), "");
         assert!(news.links([(AccountId::new(1), true)]));
         assert_eq!(all_of(&events), "1+");
+    }
+
+    #[test]
+    fn what_waits_goes_with_the_end_that_should_take_it() {
+        let (news, events) = neighbour_events();
+        let alive = Arc::new(());
+        let held = Arc::clone(&alive);
+        let waiting = PeerRequest {
+            respond: Box::new(move |_| drop(held)),
+            ..request(1)
+        };
+        assert!(news.request(waiting).is_ok());
+        drop(events);
+        assert_eq!(Arc::strong_count(&alive), 1, "dropped, although shards are still there");
+        assert!(news.request(request(1)).is_err());
     }
 
     #[test]
