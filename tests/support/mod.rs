@@ -22,7 +22,7 @@ pub mod raw_websocket;
 pub mod rule;
 pub mod stream;
 
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 /// How long a test waits for something that should happen at once, on a machine that is busy with other tests.
@@ -53,13 +53,14 @@ pub fn free_address() -> std::net::SocketAddr {
 /// A port that is free and stays so while nobody listens on it: Linux gives connections that go out other ones, so not
 /// even a peer that keeps dialling it can end up with it.
 pub fn free_port() -> u16 {
-    static NEXT: AtomicU16 = AtomicU16::new(0);
+    static NEXT: AtomicU32 = AtomicU32::new(0);
     const PORTS: std::ops::Range<u16> = 20_000..32_000;
-    // Test processes beside this one begin elsewhere.
-    let offset = std::process::id() as u16 % PORTS.len() as u16;
+    let count = u32::from(PORTS.end - PORTS.start);
+    // Test processes beside this one begin elsewhere, those with neighbouring ids too.
+    let offset = std::process::id().wrapping_mul(1_009) % count;
     for _ in PORTS {
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let port = PORTS.start + (offset + number) % PORTS.len() as u16;
+        let number = NEXT.fetch_add(1, Ordering::Relaxed) % count;
+        let port = PORTS.start + ((offset + number) % count) as u16;
         // Some servers listen on all addresses, of IPv6 too where there is any.
         let free = ["127.0.0.1", "::"]
             .iter()
