@@ -35,7 +35,7 @@ use glommio::{LocalExecutorBuilder, Placement};
 use support::btp_peer::{BtpPeer, BtpServer, packet_of};
 use support::http::Connection;
 use support::http_peer::HttpPeer;
-use support::packet::{Prepare, Reply, now, sha256};
+use support::packet::{Prepare, Reply, now};
 use support::rule::{Answer, Rule};
 use support::{PATIENCE, eventually, free_address};
 
@@ -501,18 +501,6 @@ fn links_are_told() {
     hub.expect_quiet(&[btp, dialled, over_http]);
 }
 
-/// A neighbour's request as every implementation makes it.
-fn request(destination: &str, data: &[u8]) -> Prepare {
-    Prepare {
-        amount: 0,
-        expires_at: now() + 60_000,
-        condition: sha256(&[0; 32]),
-        destination: destination.to_owned(),
-        data: data.to_vec(),
-        later: Vec::new(),
-    }
-}
-
 fn fulfill(data: &[u8]) -> PeerAnswer {
     PeerAnswer::Fulfill { data: data.to_vec() }
 }
@@ -531,7 +519,7 @@ fn requests_and_their_answers() {
             ("peer.route.update", PeerService::RouteUpdate),
             ("peer.settle", PeerService::Settle),
         ] {
-            let reply = peer.start_prepare(&request(destination, destination.as_bytes()));
+            let reply = peer.start_prepare(&Prepare::request(destination, destination.as_bytes()));
             let asked = hub.next_request();
             let seen = (asked.from.get(), asked.service, asked.data.as_slice());
             assert_eq!(seen, (id, service, destination.as_bytes()));
@@ -544,7 +532,7 @@ fn requests_and_their_answers() {
             assert_eq!(packet_of(&reply), zeros(&data));
         }
 
-        let reply = peer.start_prepare(&request("peer.route.update", b""));
+        let reply = peer.start_prepare(&Prepare::request("peer.route.update", b""));
         let asked = hub.next_request();
         let refusal = PeerAnswer::Reject {
             code: ErrorCode::F00_BAD_REQUEST,
@@ -553,7 +541,7 @@ fn requests_and_their_answers() {
         (asked.respond)(refusal);
         assert_eq!(packet_of(&reply), Reply::reject("F00", "test.hub", "no", b""));
         for (bytes, expected) in [(32_767, "fulfill"), (32_768, "T00")] {
-            let reply = peer.start_prepare(&request("peer.settle", b""));
+            let reply = peer.start_prepare(&Prepare::request("peer.settle", b""));
             (hub.next_request().respond)(fulfill(&vec![1; bytes]));
             assert_eq!(packet_of(&reply).code(), expected, "{bytes} bytes");
         }
@@ -563,7 +551,7 @@ fn requests_and_their_answers() {
             "POST",
             &format!("/accounts/{}/ilp", name_of(id)),
             &[("Authorization", &format!("Bearer {}-http", name_of(id)))],
-            &request("peer.settle", b"by http").encode(),
+            &Prepare::request("peer.settle", b"by http").encode(),
         );
         connection.send(&bytes).expect("open");
         let asked = hub.next_request();
@@ -574,7 +562,7 @@ fn requests_and_their_answers() {
     // Its connection is gone when it is answered: nobody hears it, and nothing is left.
     let account = AccountId::new(0);
     let peer = hub.connect(0);
-    drop(peer.start_prepare(&request("peer.settle", b"")));
+    drop(peer.start_prepare(&Prepare::request("peer.settle", b"")));
     let asked = hub.next_request();
     peer.close();
     (asked.respond)(fulfill(b""));
@@ -593,7 +581,7 @@ fn requests_have_limits() {
     let ask = |left_ms| {
         let prepare = Prepare {
             expires_at: now() + left_ms,
-            ..request("peer.route.update", b"")
+            ..Prepare::request("peer.route.update", b"")
         };
         peer.start_prepare(&prepare)
     };
@@ -601,7 +589,7 @@ fn requests_have_limits() {
     let mut expiring: Vec<_> = (0..8).map(|_| ask(400)).collect();
     let asked: Vec<_> = (0..8).map(|_| hub.next_request()).collect();
     assert_eq!(packet_of(&ask(60_000)).code(), "T03", "the ninth");
-    let reply = quiet.start_prepare(&request("peer.route.update", b""));
+    let reply = quiet.start_prepare(&Prepare::request("peer.route.update", b""));
     (hub.next_request().respond)(fulfill(b""));
     assert_eq!(packet_of(&reply), zeros(b""), "another neighbour");
     for reply in expiring.drain(..) {
@@ -635,7 +623,7 @@ fn requests_have_limits() {
         .collect();
     let replies: Vec<_> = peers
         .iter()
-        .flat_map(|peer| (0..8).map(|_| peer.start_prepare(&request("peer.settle", b""))))
+        .flat_map(|peer| (0..8).map(|_| peer.start_prepare(&Prepare::request("peer.settle", b""))))
         .collect();
     let unanswered = || (hub.handle.unanswered() == Some(512)).then_some(());
     eventually("as many as may wait do, and the rest is answered", unanswered);

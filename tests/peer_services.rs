@@ -17,18 +17,6 @@ use support::rule::{Answer, Rule};
 
 const SHARDS: usize = 3;
 
-/// A request as every implementation makes it: no money, the condition that zeros fulfill, a minute to live.
-fn request(destination: &str, data: &[u8]) -> Prepare {
-    Prepare {
-        amount: 0,
-        expires_at: now() + 60_000,
-        condition: sha256(&[0; 32]),
-        destination: destination.to_owned(),
-        data: data.to_vec(),
-        later: Vec::new(),
-    }
-}
-
 /// The Fulfill that tells an account what it has: read by the letter of RFC 31.
 fn expect_config(reply: &Reply, address: &str, scale: u8, code: &str) {
     let Reply::Fulfill { fulfillment, data } = reply else {
@@ -76,38 +64,46 @@ fn every_relation_over_every_link() {
             let address = account["ilp_address"].as_str().expect("an address");
             let what = |case: &str| format!("{username}: {case}");
 
-            let reply = party.pay(&request("peer.config", b""));
+            let reply = party.pay(&Prepare::request("peer.config", b""));
             match relation {
                 "Peer" | "Parent" => expect_reject(&reply, "F00", &what("config")),
                 _ => expect_config(&reply, address, 3, "EUR"),
             }
-            let reply = party.pay(&request("peer.settle", b"from an engine"));
+            let reply = party.pay(&Prepare::request("peer.settle", b"from an engine"));
             expect_reject(&reply, "F02", &what("no engine"));
-            expect_reject(&party.pay(&request("peer.bonfig", b"")), "F02", &what("no service"));
-            expect_reject(&party.pay(&request("peer.route", b"")), "F02", &what("no service"));
+            expect_reject(
+                &party.pay(&Prepare::request("peer.bonfig", b"")),
+                "F02",
+                &what("no service"),
+            );
+            expect_reject(
+                &party.pay(&Prepare::request("peer.route", b"")),
+                "F02",
+                &what("no service"),
+            );
 
             for destination in ["peer.config", "peer.route.control", "peer.route.update", "peer.settle"] {
                 let what = |case: &str| format!("{username} {destination}: {case}");
                 let paid = Prepare {
                     amount: 1,
-                    ..request(destination, b"")
+                    ..Prepare::request(destination, b"")
                 };
                 expect_reject(&party.pay(&paid), "F00", &what("money"));
                 let other = Prepare {
                     condition: sha256(b"another"),
-                    ..request(destination, b"")
+                    ..Prepare::request(destination, b"")
                 };
                 expect_reject(&party.pay(&other), "F01", &what("another condition"));
                 let late = Prepare {
                     expires_at: now() - 1,
-                    ..request(destination, b"")
+                    ..Prepare::request(destination, b"")
                 };
                 expect_reject(&party.pay(&late), "R02", &what("expired"));
             }
             // The printed condition of RFC 38.
             let printed = Prepare {
                 condition: sha256(b""),
-                ..request("peer.settle", b"")
+                ..Prepare::request("peer.settle", b"")
             };
             expect_reject(&party.pay(&printed), "F02", &what("taken, but there is no engine"));
             expect_balance(&node.api(), &username, 0);
@@ -127,7 +123,7 @@ fn no_route_carries_a_peer_address_away() {
     let away = Party::simple(&node, "away", Via::BtpToNode);
     node.api().put("/routes/static", &json!({"test": "away"}));
     for destination in ["peer.unknown", "peer.config.x", "peer.settle.x"] {
-        expect_reject(&alice.pay(&request(destination, b"")), "F02", destination);
+        expect_reject(&alice.pay(&Prepare::request(destination, b"")), "F02", destination);
     }
     assert!(away.rule.received().is_empty());
 }
@@ -144,7 +140,7 @@ fn the_answer_is_the_account_as_it_is() {
         })
         .collect();
     for (number, peer) in peers.iter().enumerate() {
-        let config = || peer.prepare(&request("peer.config", b"ignored"));
+        let config = || peer.prepare(&Prepare::request("peer.config", b"ignored"));
         expect_config(&config(), &format!("test.hub.customer_{number}"), 9, "ABC");
         let path = format!("/accounts/customer_{number}");
         node.api().put(&path, &json!({"ilp_address": "test.hub.renamed"}));
@@ -169,9 +165,14 @@ fn a_limit_on_packets_counts_requests() {
     let limits = json!({"packets_per_minute_limit": 3});
     let alice = Party::join(&node, "alice", Via::BtpToNode, Rule::fulfill(), &limits);
     for _ in 0..3 {
-        expect_config(&alice.pay(&request("peer.config", b"")), "test.hub.alice", 9, "ABC");
+        expect_config(
+            &alice.pay(&Prepare::request("peer.config", b"")),
+            "test.hub.alice",
+            9,
+            "ABC",
+        );
     }
-    expect_reject(&alice.pay(&request("peer.config", b"")), "T05", "the fourth");
+    expect_reject(&alice.pay(&Prepare::request("peer.config", b"")), "T05", "the fourth");
 }
 
 /// The longest data is served; longer is no packet. Data of any kind, to any service, is answered, and the next packet
@@ -185,10 +186,10 @@ fn data_of_any_kind() {
     let longest = vec![0xFF; 32_767];
     for destination in ["peer.route.update", "peer.route.control", "peer.settle", "peer.config"] {
         for party in [&alice, &bob] {
-            let reply = party.pay(&request(destination, &longest));
+            let reply = party.pay(&Prepare::request(destination, &longest));
             assert_ne!(reply.code(), "R00", "{destination} is answered");
         }
-        let too_long = request(destination, &[&longest[..], b"x"].concat());
+        let too_long = Prepare::request(destination, &[&longest[..], b"x"].concat());
         expect_reject(&alice.pay(&too_long), "F01", destination);
         let bytes = request_bytes(
             "POST",
@@ -206,7 +207,7 @@ fn data_of_any_kind() {
             ["peer.route.update", "peer.route.control", "peer.settle", "peer.config"][random.between(0, 3) as usize];
         let bytes: Vec<u8> = (0..random.between(0, 200)).map(|_| random.next() as u8).collect();
         let party = [&alice, &bob][random.between(0, 1) as usize];
-        let reply = party.pay(&request(destination, &bytes));
+        let reply = party.pay(&Prepare::request(destination, &bytes));
         assert!(["F00", "F01", "F02", "fulfill"].contains(&reply.code()), "{reply:?}");
     }
     let prepare = Prepare::new("test.hub.bob", 1);
@@ -239,8 +240,8 @@ fn ten_thousand_requests_at_once() {
             }
             flowed
         });
-        let config = request("peer.config", b"");
-        let update = request("peer.route.update", &[1; 500]);
+        let config = Prepare::request("peer.config", b"");
+        let update = Prepare::request("peer.route.update", &[1; 500]);
         let replies: Vec<_> = (0..10_000)
             .map(|number| {
                 (
@@ -295,7 +296,7 @@ fn pipelined_over_http() {
     for destination in destinations {
         for username in &names {
             let bearer = format!("Bearer {username}:same");
-            let body = request(destination, b"").encode();
+            let body = Prepare::request(destination, b"").encode();
             requests.extend(request_bytes("POST", "/ilp", &[("Authorization", &bearer)], &body));
         }
     }
@@ -319,7 +320,9 @@ fn a_node_with_neighbours_stops_at_once() {
     let peer = json!({"routing_relation": "Peer", "ilp_address": "test.alice"});
     let alice = Party::join(&node, "alice", Via::BtpToNode, Rule::fulfill(), &peer);
     for _ in 0..50 {
-        alice.btp_peer().start_prepare(&request("peer.route.update", &[1; 100]));
+        alice
+            .btp_peer()
+            .start_prepare(&Prepare::request("peer.route.update", &[1; 100]));
     }
     node.terminate();
     assert!(node.exit_status_within(Duration::from_secs(10)).success());

@@ -1245,6 +1245,23 @@ mod tests {
         assert_eq!(heard(&recover(&mut folder.open().unwrap()).unwrap()), ["1@2: test.b=2"]);
     }
 
+    /// What is recovered of a store that was stopped, for every place between the ends of its last two commits at which its
+    /// log may be cut, and for the last end itself.
+    fn recover_cut(folder: &Folder, ends: &[u64], check: impl Fn(u64, Book)) {
+        let whole = fs::read(folder.log()).unwrap();
+        let copy = Folder::new();
+        for end in (ends[0]..ends[1]).step_by(4).chain([ends[1] - 1, ends[1]]) {
+            fs::create_dir_all(&copy.0).unwrap();
+            for entry in fs::read_dir(&folder.0).unwrap() {
+                let path = entry.unwrap().path();
+                fs::copy(&path, copy.0.join(path.file_name().unwrap())).unwrap();
+            }
+            fs::write(copy.log(), &whole[..end as usize]).unwrap();
+            check(end, recover(&mut copy.open().unwrap()).unwrap());
+            fs::remove_dir_all(&copy.0).unwrap();
+        }
+    }
+
     #[test]
     fn a_log_cut_anywhere_keeps_each_update_of_a_neighbour_whole_or_not_at_all() {
         let folder = Folder::new();
@@ -1262,26 +1279,13 @@ mod tests {
             ends.push(fs::metadata(folder.log()).unwrap().len());
         }
         handle.stop();
-        let whole = fs::read(folder.log()).unwrap();
-        let copy = Folder::new();
-        for end in (ends[0]..ends[1]).step_by(4).chain([ends[1] - 1, ends[1]]) {
-            fs::create_dir_all(&copy.0).unwrap();
-            for entry in fs::read_dir(&folder.0).unwrap() {
-                let path = entry.unwrap().path();
-                fs::copy(&path, copy.0.join(path.file_name().unwrap())).unwrap();
-            }
-            fs::write(copy.log(), &whole[..end as usize]).unwrap();
+        recover_cut(&folder, &ends, |end, book| {
             let expected = match end == ends[1] {
                 true => "1@2: test.b=2 test.c=3",
                 false => "1@1: test.a=1 test.b=2",
             };
-            assert_eq!(
-                heard(&recover(&mut copy.open().unwrap()).unwrap()),
-                [expected],
-                "cut at {end} of {ends:?}"
-            );
-            fs::remove_dir_all(&copy.0).unwrap();
-        }
+            assert_eq!(heard(&book), [expected], "cut at {end} of {ends:?}");
+        });
     }
 
     #[test]
@@ -1324,20 +1328,10 @@ mod tests {
             ends.push(fs::metadata(folder.log()).unwrap().len());
         }
         handle.stop();
-        let whole = fs::read(folder.log()).unwrap();
-        let copy = Folder::new();
-        for end in (ends[0]..ends[1]).step_by(4).chain([ends[1] - 1, ends[1]]) {
-            fs::create_dir_all(&copy.0).unwrap();
-            for entry in fs::read_dir(&folder.0).unwrap() {
-                let path = entry.unwrap().path();
-                fs::copy(&path, copy.0.join(path.file_name().unwrap())).unwrap();
-            }
-            fs::write(copy.log(), &whole[..end as usize]).unwrap();
-            let book = recover(&mut copy.open().unwrap()).unwrap();
+        recover_cut(&folder, &ends, |end, book| {
             let commits = ends.iter().filter(|whole| **whole <= end).count();
             assert_eq!(book.accounts[1].1, commits as i128, "cut at {end} of {ends:?}");
-            fs::remove_dir_all(&copy.0).unwrap();
-        }
+        });
     }
 
     #[test]

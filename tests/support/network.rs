@@ -25,7 +25,7 @@ use serde_json::{Value, json};
 use super::btp_peer::{BtpPeer, BtpReply};
 use super::http::whole;
 use super::node::{Node, Options};
-use super::packet::{Prepare, Reply, now, sha256};
+use super::packet::{Prepare, Reply};
 use super::rule::Rule;
 use super::{PATIENCE, eventually, free_address};
 
@@ -515,14 +515,7 @@ impl Teller {
         };
         let mut data = Vec::new();
         writer.finish(&head, &mut data);
-        Prepare {
-            amount: 0,
-            expires_at: now() + 60_000,
-            condition: sha256(&[0; 32]),
-            destination: "peer.route.update".to_owned(),
-            data,
-            later: Vec::new(),
-        }
+        Prepare::request("peer.route.update", &data)
     }
 
     /// Tells it, and waits for the answer.

@@ -81,6 +81,19 @@ impl Prepare {
         self
     }
 
+    /// A request of a neighbour as every implementation makes it: no money, the condition that zeros fulfill, a minute to
+    /// live.
+    pub fn request(destination: &str, data: &[u8]) -> Self {
+        Self {
+            amount: 0,
+            expires_at: now() + 60_000,
+            condition: sha256(&[0; 32]),
+            destination: destination.to_owned(),
+            data: data.to_vec(),
+            later: Vec::new(),
+        }
+    }
+
     /// Neighbours ask each other something, and pay nothing.
     pub fn is_request(&self) -> bool {
         self.destination.starts_with("peer.")
