@@ -40,6 +40,7 @@ needs-build:
 
 needs-test: needs-build
 	$(call install,command -v node && command -v npm,nodejs npm)
+	$(call install,command -v redis-server,redis-server)
 	$(call install,command -v curl,curl)
 	$(call install,python3 -m ensurepip --version && python3 -m venv --help,python3 python3-venv)
 

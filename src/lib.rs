@@ -15,7 +15,7 @@
 //! ------ up to here: no sockets, no disk, no clock, no async. From here on: io_uring, glommio, RocksDB, the world ------
 //! store/         * Store (a trait) and its default on RocksDB; the writer thread: group commit, double entry
 //! net/           * the shard's io_uring, its buffers; listening and dialling; how a sleeping shard is woken
-//! client/          what we ask of other services: SPSP, rates
+//! client/          what we ask of other services: SPSP, rates, settlement engines
 //! shard/         * all that one core owns, and its loop: gather, handle, send, sleep
 //! control/         the cold half of the node: a change is validated, made durable, then published to all shards
 //! api/             the operator's HTTP API: paths, authorization, JSON, errors; on threads of its own

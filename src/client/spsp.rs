@@ -20,6 +20,7 @@ use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver
 use ureq::unversioned::transport::{DefaultConnector, NextTimeout};
 use url::{Host, Url};
 
+use super::agent::{self, reason_of};
 use crate::stream::secret::SharedSecret;
 use crate::wire::address::Address;
 use crate::wire::base64;
@@ -162,15 +163,11 @@ pub struct SpspClient {
 impl SpspClient {
     /// `allow_private`: also ask hosts with private and loopback addresses, and without TLS.
     pub fn new(allow_private: bool, own: Option<OwnServer>) -> Self {
-        let config = Agent::config_builder()
-            .http_status_as_error(false)
+        let config = agent::config()
             .timeout_global(Some(TRY_MAX))
             .max_redirects(REDIRECTS_MAX)
             .https_only(!allow_private)
-            // A proxy would connect where we do not.
-            .proxy(None)
             .accept("application/spsp4+json, application/spsp+json")
-            .user_agent(concat!("clearway/", env!("CARGO_PKG_VERSION")))
             .max_idle_connections(IDLE_MAX)
             .max_idle_connections_per_host(IDLE_TO_ONE_MAX)
             .build();
@@ -301,18 +298,6 @@ fn read_body(body: &[u8]) -> Result<Destination, &'static str> {
         address: answer.destination_account.into(),
         shared_secret: secret.ok_or("answered with a secret that is none")?,
     })
-}
-
-/// In words that tell a caller what to do, and nothing of the library.
-fn reason_of(error: &ureq::Error) -> &'static str {
-    match error {
-        ureq::Error::HostNotFound => "has a name that cannot be resolved",
-        ureq::Error::Timeout(_) => "did not answer in time",
-        ureq::Error::TooManyRedirects => "redirects without an end",
-        ureq::Error::Tls(_) | ureq::Error::Rustls(_) => "has no certificate that can be trusted",
-        ureq::Error::ConnectionFailed | ureq::Error::Io(_) => "cannot be connected to",
-        _ => "did not answer in HTTP",
-    }
 }
 
 /// Resolves names, and hides every address that is not reachable from everywhere.

@@ -232,6 +232,66 @@ impl Connection {
     }
 }
 
+/// A request as a server of the tests reads it.
+#[derive(Clone, Debug)]
+pub struct HttpRequest {
+    pub method: String,
+    pub target: String,
+    /// Names in lower case.
+    pub headers: Vec<(String, String)>,
+    pub body: Vec<u8>,
+}
+
+impl HttpRequest {
+    pub fn header(&self, name: &str) -> Option<&str> {
+        let found = self.headers.iter().find(|(given, _)| given == name);
+        found.map(|(_, value)| value.as_str())
+    }
+}
+
+/// The next request of a connection, `buffer` being what was received of it; `None` when the connection ends, or does
+/// not speak HTTP with a Content-Length.
+pub fn read_request(mut stream: &TcpStream, buffer: &mut Vec<u8>) -> Option<HttpRequest> {
+    loop {
+        let mut headers = [httparse::EMPTY_HEADER; 64];
+        let mut head = httparse::Request::new(&mut headers);
+        let parsed = head.parse(buffer).ok()?;
+        let lengths = parsed.is_complete().then(|| {
+            let length = head
+                .headers
+                .iter()
+                .find(|header| header.name.eq_ignore_ascii_case("content-length"));
+            let length = length.map_or(Some(0), |header| std::str::from_utf8(header.value).ok()?.parse().ok());
+            Some((parsed.unwrap(), length?))
+        });
+        if let Some(lengths) = lengths {
+            let (head_length, body_length): (usize, usize) = lengths?;
+            if buffer.len() >= head_length + body_length {
+                let request = HttpRequest {
+                    method: head.method?.to_owned(),
+                    target: head.path?.to_owned(),
+                    headers: head
+                        .headers
+                        .iter()
+                        .map(|header| {
+                            let value = String::from_utf8_lossy(header.value).into_owned();
+                            (header.name.to_ascii_lowercase(), value)
+                        })
+                        .collect(),
+                    body: buffer[head_length..head_length + body_length].to_vec(),
+                };
+                buffer.drain(..head_length + body_length);
+                return Some(request);
+            }
+        }
+        let mut bytes = [0; 16 * 1024];
+        match stream.read(&mut bytes) {
+            Ok(count) if count > 0 => buffer.extend_from_slice(&bytes[..count]),
+            _ => return None,
+        }
+    }
+}
+
 /// A request as any HTTP client writes it.
 pub fn request_bytes(method: &str, target: &str, headers: &[(&str, &str)], body: &[u8]) -> Vec<u8> {
     let mut request = format!(

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use super::http::read_request;
 use super::packet::Prepare;
 use super::rule::{Answer, Rule};
 
@@ -96,10 +97,10 @@ fn serve(mut stream: &TcpStream, shared: &Shared, rule: &Rule) {
     // Every answer is one write; without this the kernel may keep it for the next.
     let _ = stream.set_nodelay(true);
     let mut buffer = Vec::new();
-    while let Some((body, authorization)) = read_request(stream, &mut buffer) {
+    while let Some(request) = read_request(stream, &mut buffer) {
         shared.requests.fetch_add(1, Ordering::SeqCst);
-        *shared.authorization.lock().expect("no test panics here") = authorization;
-        let Some(prepare) = Prepare::decode(&body) else {
+        *shared.authorization.lock().expect("no test panics here") = request.header("authorization").map(str::to_owned);
+        let Some(prepare) = Prepare::decode(&request.body) else {
             let _ = respond(stream, 400, b"");
             continue;
         };
@@ -127,43 +128,6 @@ fn serve(mut stream: &TcpStream, shared: &Shared, rule: &Rule) {
         if written.is_err() {
             return;
         }
-    }
-}
-
-/// The body and the `Authorization` of the next request; `None` when the connection ends.
-fn read_request(stream: &TcpStream, buffer: &mut Vec<u8>) -> Option<(Vec<u8>, Option<String>)> {
-    loop {
-        let mut headers = [httparse::EMPTY_HEADER; 64];
-        let mut request = httparse::Request::new(&mut headers);
-        if let httparse::Status::Complete(head_length) = request.parse(buffer).ok()? {
-            let header = |name: &str| {
-                let found = request
-                    .headers
-                    .iter()
-                    .find(|header| header.name.eq_ignore_ascii_case(name))?;
-                std::str::from_utf8(found.value).ok().map(str::to_owned)
-            };
-            let length: usize = header("content-length")?.parse().ok()?;
-            let authorization = header("authorization");
-            while buffer.len() < head_length + length {
-                receive(stream, buffer)?;
-            }
-            let body = buffer[head_length..head_length + length].to_vec();
-            buffer.drain(..head_length + length);
-            return Some((body, authorization));
-        }
-        receive(stream, buffer)?;
-    }
-}
-
-fn receive(mut stream: &TcpStream, buffer: &mut Vec<u8>) -> Option<()> {
-    let mut bytes = [0; 16 * 1024];
-    match stream.read(&mut bytes) {
-        Ok(count) if count > 0 => {
-            buffer.extend_from_slice(&bytes[..count]);
-            Some(())
-        }
-        _ => None,
     }
 }
 

@@ -28,6 +28,7 @@ pub fn scripts() -> &'static Path {
         copy("tests/js", ".npmrc");
         copy("tests/js", "peer.js");
         copy("tests/js", "stream.js");
+        copy("tests/js", "engine.js");
         copy("docs/walkthrough", "send.js");
         copy("docs/walkthrough", "receive.js");
         let lock = copy("tests/js", "package-lock.json");

@@ -7,6 +7,7 @@
 #![allow(dead_code)] // every test file is a crate of its own and uses its part of this
 
 pub mod btp_peer;
+pub mod engine;
 pub mod http;
 pub mod http_peer;
 pub mod hub;
