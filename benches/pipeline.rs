@@ -12,7 +12,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use clearway::ledger::account::ROUND_TRIP_TIME_MS_DEFAULT;
-use clearway::ledger::{Account, AccountId, AccountLimits, Asset, AssetId, OrDefault, PackedLinks, RoutingRelation};
+use clearway::ledger::{
+    Account, AccountId, AccountLimits, Asset, AssetId, OrDefault, PackedLinks, RoutingRelation, Standing,
+};
 use clearway::pipeline::forward::Windows;
 use clearway::pipeline::in_flight::{ReplyTo, RequestId};
 use clearway::pipeline::incoming::Incoming;
@@ -189,7 +191,7 @@ impl Hub {
         let rates = BTreeMap::from([("ABC".to_owned(), rate("148.24")), ("XYZ".to_owned(), rate("1"))]);
         pipeline.set_rates(Arc::new(Rates::new(rates).expect("both are positive")));
         for id in 0..accounts as u32 {
-            pipeline.put_account(Arc::new(account(id, setup)), 0, CLOCK);
+            pipeline.put_account(Arc::new(account(id, setup)), Standing::default(), CLOCK);
         }
         // As the node makes it: its own address among the others.
         let routes = (0..accounts as u32).map(|id| (address(id), AccountId::new(id)));

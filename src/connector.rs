@@ -11,7 +11,7 @@ use std::sync::atomic::AtomicUsize;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crossbeam::channel::{Receiver, Sender, bounded};
+use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
 use glommio::{LocalExecutorBuilder, Placement};
 use url::Url;
 
@@ -25,6 +25,7 @@ use crate::control::payments::Payments;
 use crate::control::rates::{HttpProvider, Policy, Poller, Providers};
 use crate::control::{Control, Readiness, StartError};
 use crate::keys::Keys;
+use crate::ledger::Standing;
 use crate::logs;
 use crate::net::Waker;
 use crate::net::listener;
@@ -116,10 +117,11 @@ impl Connector {
             book.accounts.len(),
             book.assets.len()
         ));
-        let mut booked: Arc<[i128]> = std::iter::repeat_n(0, book.next_account_id as usize).collect();
+        let mut booked: Arc<[Standing]> =
+            std::iter::repeat_n(Standing::default(), book.next_account_id as usize).collect();
         let balances = Arc::get_mut(&mut booked).expect("nobody else has it yet");
-        for (account, balance) in &book.accounts {
-            balances[account.id.index()] = *balance;
+        for (account, standing) in &book.accounts {
+            balances[account.id.index()] = *standing;
         }
         let (writer, transfers) = Writer::start(
             Box::new(store),
@@ -127,6 +129,8 @@ impl Connector {
             config.shards,
             config.durability,
             config.flush_interval,
+            // STAND-IN: the outbox listens here.
+            unbounded().0,
         )
         .map_err(ConnectorError::Thread)?;
 
@@ -237,7 +241,7 @@ struct SharedSetup {
     neighbours: NeighbourNews,
     lookups: Sender<Lookup>,
     changes: Arc<Vec<crate::shard::control::Change>>,
-    booked: Arc<[i128]>,
+    booked: Arc<[Standing]>,
     connections_max: usize,
     connections_open: Arc<AtomicUsize>,
     give_back_memory: fn(),

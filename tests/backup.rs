@@ -112,8 +112,16 @@ fn fill(data: &Path, accounts: u32) {
     let book = recover(&mut store).expect("the book adds up");
     let first = book.next_account_id;
     let model = (*book.accounts[0].0).clone();
-    let (handle, _senders) =
-        Writer::start(Box::new(store), &book, 1, Durability::Commit, Duration::from_millis(5)).expect("a thread");
+    let interval = Duration::from_millis(5);
+    let (handle, _senders) = Writer::start(
+        Box::new(store),
+        &book,
+        1,
+        Durability::Commit,
+        interval,
+        crossbeam::channel::unbounded().0,
+    )
+    .expect("a thread");
     let account = |id: u32| {
         let mut account = model.clone();
         account.id = AccountId::new(id);

@@ -30,7 +30,7 @@ use clearway::wire::packet::ErrorCode;
 use clearway::wire::peer::encode_request;
 use clearway::wire::timestamp::Timestamp;
 use clearway::wire::{address, ccp};
-use crossbeam::channel::bounded;
+use crossbeam::channel::{bounded, unbounded};
 use glommio::{LocalExecutorBuilder, Placement};
 use support::btp_peer::{BtpPeer, BtpServer, packet_of};
 use support::http::Connection;
@@ -59,8 +59,15 @@ impl Hub {
         std::fs::create_dir_all(&data).expect("the target folder is writable");
         let mut rocks = RocksStore::open(&data, &[7; 32]).expect("a new store");
         let book = store::recover(&mut rocks).expect("an empty book");
-        let (writer, transfers) =
-            Writer::start(Box::new(rocks), &book, SHARDS, Durability::Commit, Duration::ZERO).expect("a thread");
+        let (writer, transfers) = Writer::start(
+            Box::new(rocks),
+            &book,
+            SHARDS,
+            Durability::Commit,
+            Duration::ZERO,
+            unbounded().0,
+        )
+        .expect("a thread");
         let mailboxes: Arc<[Mailbox]> = (0..SHARDS)
             .map(|_| Mailbox::new(Waker::new().expect("an eventfd")))
             .collect();

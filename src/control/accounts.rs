@@ -164,7 +164,10 @@ impl Control {
                 self.shards.publish(&[Change::ReopenAccount(before.id)]);
             }
             return Err(match error {
-                StoreError::BalanceNotZero { .. } => ControlError::AssetInUse,
+                StoreError::BalanceNotZero { .. }
+                | StoreError::PrepaidNotZero { .. }
+                | StoreError::RemainderNotZero
+                | StoreError::SettlementOpen => ControlError::AssetInUse,
                 other => other.into(),
             });
         }

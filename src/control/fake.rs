@@ -1,6 +1,6 @@
 //! A book and shards that live in memory, for the tests of `control` and `api`.
 //!
-//! The book keeps what it is told and can be told to fail; the shards note what was published, in order, and show the
+//! The book is folded as the writer does it and can be told to fail; the shards note what was published, in order, and show the
 //! state a test gives them.
 
 use std::collections::{BTreeMap, HashMap};
@@ -8,18 +8,16 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use crate::ledger::PaymentNumber;
-use crate::ledger::account::{AccountId, Asset};
-use crate::ledger::audit::{AssetAudit, Audit};
+use crate::ledger::audit::Audit;
+use crate::ledger::settlement::Settlement;
+use crate::ledger::{AccountId, PaymentNumber, Transfer};
 use crate::routing::forwarding::Forwarding;
 use crate::routing::table::Step;
 use crate::shard::control::{
     AccountState, Answered, Change, PaymentEnd, PaymentOrder, QUESTIONS_MAX, RefusedHere, Shards, StillInFlight,
 };
-use crate::store::{
-    Applied, Book, HeardRoutes, Mutation, OpenPayment, PAYMENT_KEY_BYTES, RememberedPayments, StoreError,
-    StoredPayment, heard,
-};
+use crate::store::tests::MemoryBook;
+use crate::store::{Applied, Book, Mutation, PAYMENT_KEY_BYTES, StoreError, StoredPayment};
 use crate::stream::sender::{Amounts, Failure, Outcome};
 use url::Url;
 
@@ -36,36 +34,33 @@ pub(crate) struct FakeBook {
 
 #[derive(Default)]
 struct Inner {
-    assets: Vec<Asset>,
-    accounts: BTreeMap<AccountId, (Arc<crate::ledger::Account>, i128)>,
-    routes: BTreeMap<Arc<str>, AccountId>,
-    rates: Vec<(Box<str>, Box<str>)>,
-    engines: Vec<(Box<str>, Box<str>)>,
-    node_address: Option<Box<str>>,
-    assigned_address: Option<Box<str>>,
-    heard: Vec<HeardRoutes>,
-    positions: HashMap<usize, i128>,
-    next_account_id: u32,
-    payments: RememberedPayments,
-    open_payments: Vec<OpenPayment>,
+    book: MemoryBook,
     failure: Option<String>,
-    commits: usize,
     copies: Vec<PathBuf>,
 }
 
 impl FakeBook {
     /// Books an amount to an account, as a packet from our own position would.
     pub(crate) fn credit(&self, id: AccountId, amount: i128) {
-        let mut inner = self.inner.lock().unwrap();
-        let (account, booked) = inner.accounts.get_mut(&id).unwrap();
-        *booked += amount;
-        let asset = account.asset_id.index();
-        *inner.positions.entry(asset).or_default() -= amount;
+        let units = u64::try_from(amount.unsigned_abs()).unwrap();
+        let (incoming_amount, outgoing_amount) = if amount < 0 { (units, 0) } else { (0, units) };
+        self.transfer(&Transfer {
+            from: id,
+            to: id,
+            incoming_amount,
+            outgoing_amount,
+            payment: None,
+        });
+    }
+
+    /// Books what a shard would hand over; gives the settlement, if it made one.
+    pub(crate) fn transfer(&self, transfer: &Transfer) -> Option<Settlement> {
+        self.inner.lock().unwrap().book.transfer(transfer, 0)
     }
 
     /// Makes one unit vanish, as no real book would.
     pub(crate) fn lose_a_unit(&self) {
-        *self.inner.lock().unwrap().positions.entry(0).or_default() -= 1;
+        self.inner.lock().unwrap().book.lose_a_unit();
     }
 
     pub(crate) fn fail(&self, reason: &str) {
@@ -77,108 +72,27 @@ impl FakeBook {
         self.inner.lock().unwrap().copies.clone()
     }
 
-    pub(crate) fn commits(&self) -> usize {
-        self.inner.lock().unwrap().commits
+    pub(crate) fn commits(&self) -> u64 {
+        self.inner.lock().unwrap().book.commits()
     }
 
     /// What a start would read back.
     pub(crate) fn read_back(&self) -> Book {
-        let inner = self.inner.lock().unwrap();
-        let mut book = Book::default();
-        book.assets = inner.assets.clone();
-        book.accounts = inner.accounts.values().cloned().collect();
-        book.static_routes = inner
-            .routes
-            .iter()
-            .map(|(prefix, id)| (Arc::clone(prefix), *id))
-            .collect();
-        book.rates = inner.rates.clone();
-        book.engines = inner.engines.clone();
-        book.node_address = inner.node_address.clone();
-        book.assigned_address = inner.assigned_address.clone();
-        book.heard = inner.heard.clone();
-        book.next_account_id = inner.next_account_id;
-        book.open_payments = inner.open_payments.clone();
-        book.last_payment = inner.payments.last();
-        book
+        self.inner.lock().unwrap().book.read_back()
     }
 }
 
 impl Bookkeeper for FakeBook {
     fn apply(&self, mutations: Vec<Mutation>) -> Result<Applied, StoreError> {
         let mut inner = self.inner.lock().unwrap();
-        if let Some(reason) = &inner.failure {
-            return Err(StoreError::Failed(reason.clone()));
+        match &inner.failure {
+            Some(reason) => Err(StoreError::Failed(reason.clone())),
+            None => inner.book.apply(mutations),
         }
-        let mut applied = Applied::default();
-        for mutation in &mutations {
-            if let Mutation::DeleteAccount { id, write_off: false } = mutation {
-                let balance = inner.accounts[id].1;
-                if balance != 0 {
-                    return Err(StoreError::BalanceNotZero { balance });
-                }
-            }
-        }
-        inner.payments.commit(&mutations);
-        for mutation in mutations {
-            heard::commit(&mut inner.heard, &mutation);
-            match mutation {
-                Mutation::PutAsset(id, asset) => {
-                    assert_eq!(id.index(), inner.assets.len());
-                    inner.assets.push(asset);
-                }
-                Mutation::PutAccount(account) => {
-                    assert_eq!(inner.assets[account.asset_id.index()], *account.asset);
-                    inner.next_account_id = inner.next_account_id.max(account.id.get() + 1);
-                    let booked = inner.accounts.get(&account.id).map_or(0, |(_, booked)| *booked);
-                    inner.accounts.insert(account.id, (account, booked));
-                }
-                Mutation::DeleteAccount { id, .. } => {
-                    let (account, booked) = inner.accounts.remove(&id).unwrap();
-                    *inner.positions.entry(account.asset_id.index()).or_default() += booked;
-                    applied.written_off += booked;
-                }
-                Mutation::PutStaticRoute { prefix, next_hop } => {
-                    inner.routes.insert(prefix, next_hop);
-                }
-                Mutation::RemoveStaticRoute { prefix } => {
-                    inner.routes.remove(&prefix);
-                }
-                Mutation::PutRates(rates) => inner.rates = rates,
-                Mutation::PutEngines(engines) => inner.engines = engines,
-                Mutation::PutNodeAddress(address) => inner.node_address = Some(address),
-                Mutation::PutAssignedAddress(address) => inner.assigned_address = address,
-                Mutation::BeginPayment {
-                    account,
-                    number,
-                    record,
-                    ..
-                } => inner.open_payments.push(OpenPayment {
-                    account,
-                    number,
-                    sent: 0,
-                    record,
-                }),
-                Mutation::EndPayment { number, .. } => inner.open_payments.retain(|open| open.number != number),
-                Mutation::LearnRoutes { .. } | Mutation::ForgetRoutes { .. } | Mutation::ForgetPayments { .. } => {}
-            }
-        }
-        inner.commits += 1;
-        Ok(applied)
     }
 
     fn audit(&self) -> Result<Audit, StoreError> {
-        let inner = self.inner.lock().unwrap();
-        let mut audit = Audit {
-            assets: inner.assets.iter().cloned().map(AssetAudit::new).collect(),
-        };
-        for (account, booked) in inner.accounts.values() {
-            audit.assets[account.asset_id.index()].add_account(*booked);
-        }
-        for (asset, position) in &inner.positions {
-            audit.assets[*asset].position = *position;
-        }
-        Ok(audit)
+        self.inner.lock().unwrap().book.reader().audit()
     }
 
     /// Takes any folder once, except those whose name says what is wrong.
@@ -199,7 +113,7 @@ impl Bookkeeper for FakeBook {
     }
 
     fn booked(&self, id: AccountId) -> Option<i128> {
-        Some(self.inner.lock().unwrap().accounts.get(&id)?.1)
+        Some(self.inner.lock().unwrap().book.standing(id)?.booked)
     }
 
     fn payments(
@@ -208,7 +122,8 @@ impl Bookkeeper for FakeBook {
         before: Option<PaymentNumber>,
         limit: usize,
     ) -> Result<Vec<StoredPayment>, StoreError> {
-        Ok(self.inner.lock().unwrap().payments.list(account, before, limit))
+        let inner = self.inner.lock().unwrap();
+        inner.book.reader().payments(account, before, limit)
     }
 
     fn payment_by_key(
@@ -216,7 +131,7 @@ impl Bookkeeper for FakeBook {
         account: AccountId,
         key: &[u8; PAYMENT_KEY_BYTES],
     ) -> Result<Option<StoredPayment>, StoreError> {
-        Ok(self.inner.lock().unwrap().payments.find_by_key(account, key))
+        self.inner.lock().unwrap().book.reader().payment_by_key(account, key)
     }
 
     fn failure(&self) -> Option<String> {

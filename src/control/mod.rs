@@ -474,8 +474,16 @@ mod tests {
             let mut store = disk.clone();
             let book = recover(&mut store).expect("the book adds up");
             let flush_interval = Duration::from_millis(5);
-            let (writer, mut shards) =
-                Writer::start(Box::new(store), &book, 1, Durability::Commit, flush_interval).unwrap();
+            let (settlements, _) = crossbeam::channel::unbounded();
+            let (writer, mut shards) = Writer::start(
+                Box::new(store),
+                &book,
+                1,
+                Durability::Commit,
+                flush_interval,
+                settlements,
+            )
+            .unwrap();
             let shard = shards.remove(0);
             let control = Control::start(
                 "example.hub".into(),

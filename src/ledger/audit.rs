@@ -1,4 +1,5 @@
-//! The proof that everything adds up: per asset, the sum of all balances and the connector's position is zero.
+//! The proof that everything adds up: per asset, the sum of all balances and the connector's position is zero, and what
+//! is on its way to engines is what the records of open settlements say.
 //!
 //! Owns the sum; whoever reads a book, from disk or from memory, feeds it here.
 
@@ -14,6 +15,10 @@ pub struct AssetAudit {
     pub balances: i128,
     /// What the connector has gained (positive) or paid (negative) in this asset.
     pub position: i128,
+    /// The sum of the open settlements in this asset, added up from their records. It has left the balances already.
+    pub pending: i128,
+    /// The same sum as the book has carried it along with every settlement that began or ended.
+    pub pending_carried: i128,
 }
 
 impl AssetAudit {
@@ -23,6 +28,8 @@ impl AssetAudit {
             accounts: 0,
             balances: 0,
             position: 0,
+            pending: 0,
+            pending_carried: 0,
         }
     }
 
@@ -32,7 +39,7 @@ impl AssetAudit {
     }
 
     pub fn adds_up(&self) -> bool {
-        self.balances + self.position == 0
+        self.balances + self.position == 0 && self.pending == self.pending_carried
     }
 }
 
@@ -66,5 +73,10 @@ mod tests {
         audit.assets[0].add_account(1);
         assert!(!audit.adds_up());
         assert!(Audit::default().adds_up(), "an empty book adds up");
+        audit.assets[0].balances -= 1;
+        audit.assets[0].pending = 5;
+        assert!(!audit.adds_up(), "a settlement that the book does not know of");
+        audit.assets[0].pending_carried = 5;
+        assert!(audit.adds_up());
     }
 }

@@ -6,7 +6,11 @@
 use super::account::{AccountId, AssetId};
 use super::payment::PaymentNumber;
 
-/// One fulfilled packet. `incoming_amount` leaves the balance of `from`, the account that sent the Prepare, in its
+/// The receiver of all outgoing settlements: nobody's account, and never given to one.
+pub const SETTLEMENT: AccountId = AccountId::new(u32::MAX - 1);
+
+/// One fulfilled packet, or an outgoing settlement: then `to` is [`SETTLEMENT`], `outgoing_amount` is 0 and
+/// `incoming_amount` is what leaves the balance of `from` towards its engine. `incoming_amount` leaves the balance of `from`, the account that sent the Prepare, in its
 /// asset; `outgoing_amount` joins the balance of `to`, the account that fulfilled it, in its own. The difference, per
 /// asset, is the connector's own position: a positive position is what we have gained and nobody else holds.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -40,6 +44,21 @@ pub enum Owner {
 }
 
 impl Transfer {
+    /// `amount`, more than nothing, leaves the balance of `from` towards its engine.
+    pub const fn settlement(from: AccountId, amount: u64) -> Self {
+        Self {
+            from,
+            to: SETTLEMENT,
+            incoming_amount: amount,
+            outgoing_amount: 0,
+            payment: None,
+        }
+    }
+
+    pub fn is_settlement(&self) -> bool {
+        self.to == SETTLEMENT
+    }
+
     /// The four entries of this transfer, given the assets of its accounts. Per asset they sum to zero by
     /// construction: what an account loses or gains, our position in the same asset gains or loses.
     pub fn entries(&self, from_asset: AssetId, to_asset: AssetId) -> [Entry; 4] {

@@ -194,7 +194,7 @@ fn deadline_ms(now: Now, prepare: &Prepare<'_>, longest_ms: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ledger::AccountLimits;
+    use crate::ledger::{AccountLimits, Standing};
     use crate::pipeline::Settings;
     use crate::pipeline::forward::Windows;
     use crate::pipeline::incoming::Incoming;
@@ -316,7 +316,7 @@ mod tests {
             ..AccountLimits::default()
         }
         .into();
-        pipeline.put_account(Arc::new(alice), -7, at(0));
+        pipeline.put_account(Arc::new(alice), Standing::of(-7), at(0));
         pipeline
     }
 

@@ -29,7 +29,9 @@ use std::sync::Arc;
 
 use crate::ledger::account::{StaticDefault, place_in};
 use crate::ledger::balance::InsufficientLiquidity;
-use crate::ledger::{Account, AccountId, AccountLimits, Asset, AssetId, Balance, Directory, Hold, Reservation, Share};
+use crate::ledger::{
+    Account, AccountId, AccountLimits, Asset, AssetId, Balance, Directory, Hold, Reservation, Share, Standing,
+};
 use crate::routing::forwarding::{Ahead, Amended, Forwarding};
 use crate::wire::timestamp::Timestamp;
 
@@ -193,8 +195,8 @@ impl Pipeline {
         &self.in_flight
     }
 
-    /// A new account, or new settings of a known one. `booked` is its balance if it is new to this shard.
-    pub fn put_account(&mut self, account: Arc<Account>, booked: i128, now: Now) {
+    /// A new account, or new settings of a known one. `standing` is what the book says of one that is new to this shard.
+    pub fn put_account(&mut self, account: Arc<Account>, standing: Standing, now: Now) {
         let id = account.id;
         if self.owns(id) {
             let index = self.member_index(id);
@@ -202,7 +204,7 @@ impl Pipeline {
             let member = place.get_or_insert_with(|| {
                 Box::new(Member {
                     account: account.clone(),
-                    balance: Balance::from_book(booked),
+                    balance: Balance::from_book(standing),
                     budgets: None,
                     in_flight: 0,
                     closing: false,

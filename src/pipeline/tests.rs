@@ -9,7 +9,7 @@ use super::reject::RejectReason;
 use super::response::Outcome;
 use super::*;
 use crate::ledger::account::ROUND_TRIP_TIME_MS_DEFAULT;
-use crate::ledger::{OrDefault, PackedLinks, RoutingRelation};
+use crate::ledger::{OrDefault, PackedLinks, RoutingRelation, Standing};
 use crate::wire::address::Address;
 use crate::wire::packet::{ErrorCode, Prepare, PrepareBuilder};
 
@@ -68,7 +68,8 @@ impl Node {
     fn publish(&mut self) {
         let now = self.now();
         for account in [&self.alice, &self.bob] {
-            self.pipeline.put_account(Arc::new(account.clone()), 0, now);
+            self.pipeline
+                .put_account(Arc::new(account.clone()), Standing::default(), now);
         }
     }
 

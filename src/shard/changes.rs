@@ -1,6 +1,6 @@
 //! Cold messages: changes of configuration, questions, answers of other threads, and the end.
 
-use crate::ledger::AccountId;
+use crate::ledger::{AccountId, Standing};
 use crate::wire::websocket::CloseCode;
 
 use super::Shard;
@@ -37,7 +37,7 @@ impl Shard {
         match cold {
             Cold::Changes(changes, part, done) => {
                 for change in &changes[part] {
-                    self.apply(change, 0);
+                    self.apply(change, Standing::default());
                 }
                 // Before the other side hears of it: the last one to have a long list must not be a shard.
                 drop(changes);
@@ -77,8 +77,8 @@ impl Shard {
         }
     }
 
-    /// Applies one change; `booked` is the balance of an account that is new to this shard.
-    pub(super) fn apply(&mut self, change: &Change, booked: i128) {
+    /// Applies one change; `standing` is what the book says of an account that is new to this shard.
+    pub(super) fn apply(&mut self, change: &Change, standing: Standing) {
         match change {
             Change::Account(account) => {
                 let before = self.pipeline.directory().get(account.id).cloned();
@@ -87,7 +87,7 @@ impl Shard {
                 {
                     self.close_subscribers_of_holder(account.id);
                 }
-                self.pipeline.put_account(account.clone(), booked, self.now);
+                self.pipeline.put_account(account.clone(), standing, self.now);
                 let is_new = before.is_none();
                 if self.owns(account.id) && before.as_ref().is_none_or(|before| before.links != account.links) {
                     let token_changed = before

@@ -43,8 +43,8 @@ use std::time::Duration;
 
 use crossbeam::channel::Sender;
 
-use crate::ledger::AccountId;
 use crate::ledger::journal::Journal;
+use crate::ledger::{AccountId, Standing};
 use crate::net::buffers::Buffer;
 use crate::net::ring::{Sleep, Unsupported};
 use crate::net::{Completion, Ring, SocketId};
@@ -96,8 +96,8 @@ pub struct Setup {
     pub lookups: Sender<Lookup>,
     /// What all shards know at the start, in order.
     pub changes: Arc<Vec<Change>>,
-    /// The booked balance of every account, by id.
-    pub booked: Arc<[i128]>,
+    /// What the book says of every account, by id.
+    pub booked: Arc<[Standing]>,
     /// How many connections all shards may have together, and how many they have.
     pub connections_max: usize,
     pub connections_open: Arc<AtomicUsize>,
@@ -205,11 +205,11 @@ impl Shard {
             neighbours: Neighbours::new(setup.neighbours),
         };
         for change in setup.changes.iter() {
-            let booked = match change {
-                Change::Account(account) => setup.booked.get(account.id.index()).copied().unwrap_or(0),
-                _ => 0,
+            let standing = match change {
+                Change::Account(account) => setup.booked.get(account.id.index()).copied(),
+                _ => None,
             };
-            shard.apply(change, booked);
+            shard.apply(change, standing.unwrap_or_default());
         }
         (setup.give_back_memory)();
         Ok(shard)

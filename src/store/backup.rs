@@ -253,7 +253,9 @@ mod tests {
         let mut store = RocksStore::open(&folder.store(), &SEED).unwrap();
         let book = recover(&mut store).unwrap();
         let interval = Duration::from_millis(100);
-        let (handle, mut senders) = Writer::start(Box::new(store), &book, 1, Durability::Commit, interval).unwrap();
+        let (settlements, _) = crossbeam::channel::unbounded();
+        let (handle, mut senders) =
+            Writer::start(Box::new(store), &book, 1, Durability::Commit, interval, settlements).unwrap();
         let asset: Asset = assets()[0].clone();
         handle
             .apply(vec![
@@ -277,7 +279,7 @@ mod tests {
 
     fn balance(copy: &Path) -> i128 {
         let mut store = RocksStore::open(&copy.join(STORE_FOLDER), &SEED).unwrap();
-        recover(&mut store).unwrap().accounts[1].1
+        recover(&mut store).unwrap().accounts[1].1.booked
     }
 
     #[test]

@@ -14,8 +14,11 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::ledger::audit::Audit;
-use crate::ledger::{Account, AccountId, Asset, AssetId, PaymentNumber};
+use crate::ledger::settlement::Settlement;
+use crate::ledger::{Account, AccountId, Asset, AssetId, PaymentNumber, Remainder, SettlementNumber, Standing};
 use crate::wire::ccp::TableId;
+
+use settling::{ChangedEngineAccounts, EngineAccount, EngineAccounts, RememberedSettlements};
 
 pub mod backup;
 mod fold;
@@ -24,6 +27,7 @@ pub mod recovery;
 pub mod rocks;
 mod schema;
 mod secrets;
+mod settling;
 pub mod writer;
 
 pub use backup::BackupError;
@@ -31,6 +35,10 @@ pub use heard::{HeardRoutes, LearnedRoute};
 pub use recovery::recover;
 pub use rocks::RocksStore;
 pub use schema::FORMAT_VERSION;
+pub use settling::{
+    ENGINE_URL_BYTES_MAX, ENGINES_OF_ACCOUNT_MAX, EngineTask, OpenEngineTask, SETTLEMENT_ANSWER_BYTES_MAX,
+    SETTLEMENT_KEY_BYTES, SETTLEMENT_KEY_MS_MIN, SETTLEMENT_KEYS_MAX, SettlementAnswer, SettlementKey,
+};
 pub use writer::{Durability, Stats, TransferSender, Writer, WriterHandle};
 
 /// Something in text for each of some assets, by the asset's code.
@@ -42,9 +50,12 @@ pub enum Mutation {
     /// A new asset: its number is the number of assets so far. A known one never changes.
     PutAsset(AssetId, Asset),
     /// A new account begins with a balance of zero and a number never used before. Of a known one the record is
-    /// replaced and the balance kept; its asset changes only while the balance is zero.
+    /// replaced and the balance kept; its asset changes only while the balance, what is prepaid of it and what its
+    /// settlements left over are zero and no settlement is open.
     PutAccount(Arc<Account>),
-    /// Refused while the balance is not zero, unless `write_off`: then it joins our own position in its asset.
+    /// Refused while the balance or what is prepaid of it is not zero, unless `write_off`: then it joins our own position
+    /// in its asset. Refused in any case while a settlement is open. What incoming settlements left over, less than a
+    /// unit, goes with the account, and so do its ended settlements and the answers to incoming ones.
     /// Static routes to the account are removed by mutations of their own, handed over together with this one.
     DeleteAccount {
         id: AccountId,
@@ -99,6 +110,62 @@ pub enum Mutation {
         account: AccountId,
         before: PaymentNumber,
     },
+    /// An open settlement was tried, or has failed or was confirmed: replaces its record. Number, id, account, amount and
+    /// time of creation stay.
+    UpdateSettlement(Settlement),
+    /// The amount of an open settlement returns to the balance of its account. Refused for one that is
+    /// [`SettlementState::Sent`](crate::ledger::SettlementState::Sent), because it may be paid already: who knows better
+    /// marks it as failed first, in the same call.
+    CancelSettlement {
+        number: SettlementNumber,
+        at_ms: u64,
+    },
+    /// An engine has brought money: `credited` joins the balance of the account, by the rule of
+    /// [`Balance::credit_settlement`](crate::ledger::Balance::credit_settlement). `remainder` is what is left over then,
+    /// computed from the one that is kept now ([`Remainder::credit`]); if that is another by now, nothing is changed. The
+    /// answer is found under `key` from then on, with `input`, a digest of what was asked; a key that is known is
+    /// refused. One per account among mutations that are handed over together.
+    ReceiveSettlement {
+        account: AccountId,
+        credited: u64,
+        remainder: Remainder,
+        key: SettlementKey,
+        input: [u8; SETTLEMENT_KEY_BYTES],
+        status: u16,
+        answer: Box<[u8]>,
+        at_ms: u64,
+    },
+    /// The engine has asked again under this key and got the same answer: it is kept for longer. Nothing if it is not
+    /// known any more.
+    UseSettlementKey {
+        account: AccountId,
+        key: SettlementKey,
+        at_ms: u64,
+    },
+    /// Answers to incoming settlements whose last use was before this time are forgotten, in milliseconds since 1970.
+    ForgetSettlementKeys {
+        before_ms: u64,
+    },
+    /// The account's settlements before this number are forgotten. None of them is open.
+    ForgetSettlements {
+        account: AccountId,
+        before: SettlementNumber,
+    },
+    /// The engine at this URL is to be told that the account, known to it as `uuid`, exists or does no more. Takes the
+    /// place of another task for the same engine and account. Only the task to delete may be for an account that is no
+    /// more.
+    AnnounceAccount {
+        account: AccountId,
+        engine: Box<str>,
+        uuid: [u8; 16],
+        task: EngineTask,
+    },
+    /// The engine has acknowledged it. A task that has taken its place stays open. Nothing if there is none.
+    AnnouncedAccount {
+        account: AccountId,
+        engine: Box<str>,
+        task: EngineTask,
+    },
 }
 
 /// Bytes of what a payment may be found by: a digest.
@@ -138,6 +205,34 @@ pub enum StoreError {
     /// The account cannot be deleted: it is paying.
     #[error("a payment of the account is open")]
     PaymentOpen,
+    /// The account cannot be deleted or change its asset: money of it is on its way to an engine.
+    #[error("a settlement of the account is open: cancel it, or wait until it is confirmed")]
+    SettlementOpen,
+    /// The account cannot be deleted or change its asset, although the balance is zero: part of what would be owed was
+    /// brought by an engine.
+    #[error("{prepaid} are prepaid, not zero")]
+    PrepaidNotZero { prepaid: i128 },
+    /// The account cannot change its asset.
+    #[error("incoming settlements have left over less than a unit, not zero")]
+    RemainderNotZero,
+    /// The settlement is not open: it has ended, is forgotten, or never was.
+    #[error("settlement {number} is not open")]
+    SettlementNotOpen { number: SettlementNumber },
+    /// The settlement cannot be cancelled.
+    #[error("settlement {number} was sent, and nobody knows whether the engine pays it")]
+    SettlementSent { number: SettlementNumber },
+    /// An incoming settlement came under this key before: its answer is to be given again.
+    #[error("an incoming settlement came under this key before")]
+    SettlementKeyKnown,
+    /// Another incoming settlement of the account came first: what this one leaves over is to be computed anew.
+    #[error("another incoming settlement of the account came first")]
+    RemainderMoved,
+    /// All answers that may be kept for the account are younger than a day. The engine may try again later.
+    #[error("{max} incoming settlements of the account came within a day")]
+    TooManySettlementKeys { max: usize },
+    /// Too many engines wait to be told that they no longer serve the account.
+    #[error("{max} engines know the account or are to be told of it: wait until those that are out are back")]
+    TooManyEngines { max: usize },
     /// As many payments are open as may be at one time.
     #[error("{max} payments are being made already")]
     TooManyPayments { max: usize },
@@ -192,6 +287,10 @@ impl fmt::Display for Differences<'_> {
                 "{before}{}: the balances are {balances}, our position {position}, the difference {difference}",
                 line.asset
             )?;
+            let (pending, carried) = (line.pending, line.pending_carried);
+            if pending != carried {
+                write!(f, ", open settlements {pending} of {carried}")?;
+            }
             before = "; ";
         }
         f.write_str(if before == "; " { ")" } else { "" })
@@ -203,8 +302,8 @@ impl fmt::Display for Differences<'_> {
 pub struct Book {
     /// By [`AssetId`].
     pub assets: Vec<Asset>,
-    /// By ascending [`AccountId`], each with its booked balance: positive is what we owe the holder.
-    pub accounts: Vec<(Arc<Account>, i128)>,
+    /// By ascending [`AccountId`].
+    pub accounts: Vec<(Arc<Account>, Standing)>,
     /// By ascending prefix.
     pub static_routes: Vec<(Arc<str>, AccountId)>,
     /// By ascending code.
@@ -220,13 +319,53 @@ pub struct Book {
     pub open_payments: Vec<OpenPayment>,
     /// The highest number that was ever given to a payment.
     pub last_payment: Option<PaymentNumber>,
+    /// By ascending number; at most one of an account. Of those that have ended nothing is read back at start.
+    pub open_settlements: Vec<Settlement>,
+    /// The highest number that was ever given to a settlement.
+    pub last_settlement: Option<SettlementNumber>,
+    /// Of every account that ever had an incoming settlement, by ascending account.
+    pub remainders: Vec<(AccountId, Remainder)>,
+    /// By ascending account and engine.
+    pub engine_tasks: Vec<OpenEngineTask>,
+    /// Which accounts which engines know, by ascending account and engine.
+    pub announced: Vec<(AccountId, Box<str>)>,
     /// The number of the next account. Above every number ever given, also to accounts that are no more.
     pub next_account_id: u32,
     /// What we have gained (positive) or paid, by [`AssetId`].
     positions: Vec<i128>,
+    /// What is on its way to engines, of each asset in which that is not zero: carried along with every settlement that
+    /// begins or ends, not added up from them.
+    pending: BTreeMap<AssetId, i128>,
+    /// When each key of an incoming settlement was last used, in milliseconds since 1970.
+    keys_used: BTreeMap<(AccountId, SettlementKey), u64>,
+    /// The whole of `engine_tasks` and `announced`.
+    engine_accounts: EngineAccounts,
 }
 
 impl Book {
+    /// What incoming settlements of the account have left over.
+    pub fn remainder(&self, account: AccountId) -> Remainder {
+        match self.remainders.binary_search_by_key(&account, |(of, _)| *of) {
+            Ok(at) => self.remainders[at].1.clone(),
+            Err(_) => Remainder::default(),
+        }
+    }
+
+    fn set_engine_accounts(&mut self, known: EngineAccounts) {
+        let open = |((account, engine), of): (&(AccountId, Box<str>), &EngineAccount)| {
+            Some(OpenEngineTask {
+                account: *account,
+                engine: engine.clone(),
+                uuid: of.uuid,
+                task: of.task?,
+            })
+        };
+        self.engine_tasks = known.iter().filter_map(open).collect();
+        let announced = known.iter().filter(|(_, of)| of.announced);
+        self.announced = announced.map(|(key, _)| key.clone()).collect();
+        self.engine_accounts = known;
+    }
+
     /// What the connector has gained (positive) or paid (negative), by [`AssetId`].
     pub fn positions(&self) -> &[i128] {
         &self.positions
@@ -241,9 +380,36 @@ impl Book {
         for mutation in &batch.mutations {
             self.commit_mutation(mutation);
         }
-        for (id, booked) in &batch.balances {
+        for (id, standing) in &batch.balances {
             let at = self.account_at(*id).expect("a balance belongs to an account");
-            self.accounts[at].1 = *booked;
+            self.accounts[at].1 = *standing;
+        }
+        for settlement in &batch.settlements {
+            let at = self
+                .open_settlements
+                .binary_search_by_key(&settlement.number, |open| open.number);
+            match (at, settlement.state.is_open()) {
+                (Ok(at), true) => self.open_settlements[at] = settlement.clone(),
+                (Ok(at), false) => drop(self.open_settlements.remove(at)),
+                (Err(at), true) => self.open_settlements.insert(at, settlement.clone()),
+                (Err(_), false) => {}
+            }
+        }
+        self.last_settlement = batch.last_settlement.or(self.last_settlement);
+        if !batch.told.is_empty() {
+            let mut known = std::mem::take(&mut self.engine_accounts);
+            settling::update(&mut known, batch.told.clone());
+            self.set_engine_accounts(known);
+        }
+        for (asset, pending) in &batch.pending {
+            self.pending.insert(*asset, *pending);
+        }
+        self.pending.retain(|_, pending| *pending != 0);
+        for (key, used_ms) in &batch.keys_used {
+            match used_ms {
+                Some(used_ms) => drop(self.keys_used.insert(*key, *used_ms)),
+                None => drop(self.keys_used.remove(key)),
+            }
         }
         for (asset, position) in &batch.positions {
             self.positions[asset.index()] = *position;
@@ -266,11 +432,13 @@ impl Book {
             }
             Mutation::PutAccount(account) => match self.account_at(account.id) {
                 Ok(at) => self.accounts[at].0 = account.clone(),
-                Err(at) => self.accounts.insert(at, (account.clone(), 0)),
+                Err(at) => self.accounts.insert(at, (account.clone(), Standing::default())),
             },
             Mutation::DeleteAccount { id, write_off: _ } => {
                 let at = self.account_at(*id).expect("an account that is deleted exists");
                 self.accounts.remove(at);
+                self.remainders.retain(|(account, _)| account != id);
+                self.keys_used.retain(|(account, _), _| account != id);
             }
             Mutation::PutStaticRoute { prefix, next_hop } => {
                 match self.static_routes.binary_search_by(|(known, _)| known.cmp(prefix)) {
@@ -306,7 +474,23 @@ impl Book {
                 });
             }
             Mutation::EndPayment { number, .. } => self.open_payments.retain(|open| open.number != *number),
-            Mutation::LearnRoutes { .. } | Mutation::ForgetRoutes { .. } | Mutation::ForgetPayments { .. } => {}
+            Mutation::ReceiveSettlement { account, remainder, .. } => {
+                match self.remainders.binary_search_by_key(account, |(of, _)| *of) {
+                    Ok(at) => self.remainders[at].1 = remainder.clone(),
+                    Err(at) => self.remainders.insert(at, (*account, remainder.clone())),
+                }
+            }
+            // What these mean is in the batch beside them, was done above, or is not read back at start.
+            Mutation::UpdateSettlement(_)
+            | Mutation::CancelSettlement { .. }
+            | Mutation::UseSettlementKey { .. }
+            | Mutation::ForgetSettlementKeys { .. }
+            | Mutation::ForgetSettlements { .. }
+            | Mutation::AnnounceAccount { .. }
+            | Mutation::AnnouncedAccount { .. }
+            | Mutation::LearnRoutes { .. }
+            | Mutation::ForgetRoutes { .. }
+            | Mutation::ForgetPayments { .. } => {}
         }
     }
 }
@@ -316,12 +500,23 @@ impl Book {
 pub struct Batch {
     /// In the order in which they were made. What a deletion writes off is in `positions` already.
     mutations: Vec<Mutation>,
-    /// The balances after this batch, of every account that it touches and leaves standing.
-    balances: Vec<(AccountId, i128)>,
+    /// What the book says after this batch of every account that it touches and leaves standing.
+    balances: Vec<(AccountId, Standing)>,
     /// Our own positions after this batch, of every asset that it touches.
     positions: Vec<(AssetId, i128)>,
     /// What open payments have sent after this batch, of each that it touches and leaves open.
     payments: Vec<(PaymentNumber, AccountId, u64)>,
+    /// The records after this batch of every settlement that it makes, changes or ends, by ascending number.
+    settlements: Vec<Settlement>,
+    /// The highest number that a settlement got in this batch, if one got one.
+    last_settlement: Option<SettlementNumber>,
+    /// What engines know of accounts after this batch and are to be told, where it changes that.
+    told: ChangedEngineAccounts,
+    /// What is on its way to engines after this batch, in every asset in which it changes that.
+    pending: Vec<(AssetId, i128)>,
+    /// When keys of incoming settlements were last used after this batch, of each that it touches; `None`: the answer is
+    /// forgotten.
+    keys_used: Vec<((AccountId, SettlementKey), Option<u64>)>,
     /// The number of the next account after this batch.
     next_account_id: u32,
 }
@@ -329,6 +524,17 @@ pub struct Batch {
 impl Batch {
     fn is_empty(&self) -> bool {
         self.mutations.is_empty() && self.balances.is_empty() && self.positions.is_empty() && self.payments.is_empty()
+    }
+
+    /// Whether it holds anything that a program which knows of no settlements would misread or neglect.
+    fn settles(&self) -> bool {
+        let tells = |mutation: &Mutation| {
+            matches!(
+                mutation,
+                Mutation::ReceiveSettlement { .. } | Mutation::AnnounceAccount { .. }
+            )
+        };
+        !self.settlements.is_empty() || self.mutations.iter().any(tells)
     }
 }
 
@@ -368,6 +574,30 @@ pub trait Reader: Send + Sync {
         key: &[u8; PAYMENT_KEY_BYTES],
     ) -> Result<Option<StoredPayment>, StoreError>;
 
+    /// Settlements of the account, at most `limit`, the newest first, before the number `before` if there is one.
+    fn settlements(
+        &self,
+        account: AccountId,
+        before: Option<SettlementNumber>,
+        limit: usize,
+    ) -> Result<Vec<Settlement>, StoreError>;
+
+    /// The settlement with this number, of whichever account.
+    fn settlement(&self, number: SettlementNumber) -> Result<Option<Settlement>, StoreError>;
+
+    /// The settlement with this id, of whichever account.
+    fn settlement_by_id(&self, id: [u8; 16]) -> Result<Option<Settlement>, StoreError>;
+
+    /// How an incoming settlement of the account was answered that came under this key.
+    fn settlement_answer(
+        &self,
+        account: AccountId,
+        key: &SettlementKey,
+    ) -> Result<Option<SettlementAnswer>, StoreError>;
+
+    /// What incoming settlements of the account have left over.
+    fn remainder(&self, account: AccountId) -> Result<Remainder, StoreError>;
+
     /// Copies what is kept at one instant between two commits into the new folder `directory`. Gives the proof of the
     /// copy, read back from the copy. See [`backup`].
     fn copy_to(&self, directory: &Path) -> Result<Audit, BackupError>;
@@ -393,6 +623,7 @@ pub struct MemoryStore {
 struct MemoryDisk {
     book: Book,
     payments: RememberedPayments,
+    settlements: RememberedSettlements,
     commits: u64,
     /// From this many commits on, every further one meets the fault.
     fault: Option<(u64, Fault)>,
@@ -400,14 +631,14 @@ struct MemoryDisk {
 
 /// The payments that are remembered by a store in memory.
 #[derive(Clone, Default)]
-pub(crate) struct RememberedPayments {
+struct RememberedPayments {
     records: BTreeMap<(AccountId, PaymentNumber), Box<[u8]>>,
     keys: BTreeMap<(AccountId, [u8; PAYMENT_KEY_BYTES]), PaymentNumber>,
 }
 
 impl RememberedPayments {
     /// What mutations mean for them.
-    pub(crate) fn commit(&mut self, mutations: &[Mutation]) {
+    fn commit(&mut self, mutations: &[Mutation]) {
         for mutation in mutations {
             match mutation {
                 Mutation::BeginPayment {
@@ -441,13 +672,13 @@ impl RememberedPayments {
     }
 
     /// See [`Reader::payment`].
-    pub(crate) fn find(&self, account: AccountId, number: PaymentNumber) -> Option<StoredPayment> {
+    fn find(&self, account: AccountId, number: PaymentNumber) -> Option<StoredPayment> {
         let record = self.records.get(&(account, number))?.clone();
         Some(StoredPayment { number, record })
     }
 
     /// See [`Reader::payments`].
-    pub(crate) fn list(&self, account: AccountId, before: Option<PaymentNumber>, limit: usize) -> Vec<StoredPayment> {
+    fn list(&self, account: AccountId, before: Option<PaymentNumber>, limit: usize) -> Vec<StoredPayment> {
         let newest_first = self.records.iter().rev();
         let wanted = newest_first
             .filter(|((owner, number), _)| *owner == account && before.is_none_or(|before| *number < before));
@@ -459,14 +690,8 @@ impl RememberedPayments {
     }
 
     /// See [`Reader::payment_by_key`].
-    pub(crate) fn find_by_key(&self, account: AccountId, key: &[u8; PAYMENT_KEY_BYTES]) -> Option<StoredPayment> {
+    fn find_by_key(&self, account: AccountId, key: &[u8; PAYMENT_KEY_BYTES]) -> Option<StoredPayment> {
         self.find(account, *self.keys.get(&(account, *key))?)
-    }
-
-    /// The highest number among them.
-    #[cfg(test)]
-    pub(crate) fn last(&self) -> Option<PaymentNumber> {
-        self.records.keys().map(|(_, number)| *number).max()
     }
 }
 
@@ -493,6 +718,7 @@ impl MemoryStore {
         let left = MemoryDisk {
             book: disk.book.clone(),
             payments: disk.payments.clone(),
+            settlements: disk.settlements.clone(),
             ..MemoryDisk::default()
         };
         Self {
@@ -523,6 +749,7 @@ impl Store for MemoryStore {
             .map(|(_, fault)| fault);
         if fault != Some(Fault::Lost) {
             disk.payments.commit(&batch.mutations);
+            disk.settlements.commit(batch);
             disk.book.commit(batch);
             disk.commits += 1;
         }
@@ -567,6 +794,35 @@ impl Reader for MemoryStore {
         Ok(self.disk().payments.find_by_key(account, key))
     }
 
+    fn settlements(
+        &self,
+        account: AccountId,
+        before: Option<SettlementNumber>,
+        limit: usize,
+    ) -> Result<Vec<Settlement>, StoreError> {
+        Ok(self.disk().settlements.list(account, before, limit))
+    }
+
+    fn settlement(&self, number: SettlementNumber) -> Result<Option<Settlement>, StoreError> {
+        Ok(self.disk().settlements.find(number))
+    }
+
+    fn settlement_by_id(&self, id: [u8; 16]) -> Result<Option<Settlement>, StoreError> {
+        Ok(self.disk().settlements.find_by_id(id))
+    }
+
+    fn settlement_answer(
+        &self,
+        account: AccountId,
+        key: &SettlementKey,
+    ) -> Result<Option<SettlementAnswer>, StoreError> {
+        Ok(self.disk().settlements.answer(account, key))
+    }
+
+    fn remainder(&self, account: AccountId) -> Result<Remainder, StoreError> {
+        Ok(self.disk().book.remainder(account))
+    }
+
     fn copy_to(&self, _directory: &Path) -> Result<Audit, BackupError> {
         Err(BackupError::Failed("a store in memory has no files".into()))
     }
@@ -580,7 +836,7 @@ pub(crate) mod tests {
 
     use super::*;
     use crate::ledger::audit::AssetAudit;
-    use crate::ledger::{AccountLimits, Links, OrDefault, PackedLinks, RoutingRelation};
+    use crate::ledger::{AccountLimits, Links, OrDefault, PackedLinks, RoutingRelation, Transfer};
 
     /// The name of a folder that does not exist, and is gone at the end of the test.
     pub struct Folder(pub PathBuf);
@@ -642,13 +898,74 @@ pub(crate) mod tests {
     pub fn book(balances: &[i128], position: i128) -> Book {
         let accounts = (0..)
             .zip(balances)
-            .map(|(id, booked)| (Arc::new(account(id, 0)), *booked));
+            .map(|(id, booked)| (Arc::new(account(id, 0)), Standing::of(*booked)));
         Book {
             assets: assets(),
             accounts: accounts.collect(),
             next_account_id: u32::try_from(balances.len()).unwrap(),
             positions: vec![position, 0],
             ..Book::default()
+        }
+    }
+
+    /// A store in memory with what the writer makes of mutations and transfers, each a batch of its own, and without its
+    /// thread: the book of those who are tested above it.
+    pub struct MemoryBook {
+        ledger: fold::Ledger,
+        store: MemoryStore,
+    }
+
+    impl Default for MemoryBook {
+        fn default() -> Self {
+            Self {
+                ledger: fold::Ledger::new(&Book::default()),
+                store: MemoryStore::default(),
+            }
+        }
+    }
+
+    impl MemoryBook {
+        pub fn apply(&mut self, mutations: Vec<Mutation>) -> Result<Applied, StoreError> {
+            let applied = self.ledger.apply(mutations)?;
+            self.commit();
+            Ok(applied)
+        }
+
+        /// Gives the settlement that it made.
+        pub fn transfer(&mut self, transfer: &Transfer, now_ms: u64) -> Option<Settlement> {
+            self.ledger.fold(transfer, now_ms);
+            self.commit().settlements.pop()
+        }
+
+        fn commit(&mut self) -> Batch {
+            let batch = self.ledger.take_batch();
+            self.store.commit(&batch).expect("it was not told to fail");
+            self.ledger.published();
+            batch
+        }
+
+        pub fn standing(&self, id: AccountId) -> Option<Standing> {
+            self.ledger.durable(id)
+        }
+
+        /// Reads what is kept, as the writer's handle would.
+        pub fn reader(&self) -> &dyn Reader {
+            &self.store
+        }
+
+        /// What a start would read back.
+        pub fn read_back(&self) -> Book {
+            self.store.disk().book.clone()
+        }
+
+        /// Makes one unit of our position in the first asset vanish, as no real book would.
+        pub fn lose_a_unit(&self) {
+            self.store.disk().book.positions[0] -= 1;
+        }
+
+        /// How many batches were kept.
+        pub fn commits(&self) -> u64 {
+            self.store.commits()
         }
     }
 
@@ -665,14 +982,20 @@ pub(crate) mod tests {
         });
         bad.add_account(-5);
         bad.position = 7;
+        let mut neglected = AssetAudit::new(Asset {
+            code: "OUT".into(),
+            scale: 0,
+        });
+        (neglected.pending, neglected.pending_carried) = (3, 4);
         let message = OpenError::DoesNotAddUp(Audit {
-            assets: vec![good, bad],
+            assets: vec![good, bad, neglected],
         })
         .to_string();
         assert_eq!(
             message,
-            "the book does not add up (XYZ@2: the balances are -5, our position 7, the difference 2): restore the \
-             store from a backup"
+            "the book does not add up (XYZ@2: the balances are -5, our position 7, the difference 2; OUT@0: the \
+             balances are 0, our position 0, the difference 0, open settlements 3 of 4): restore the store from a \
+             backup"
         );
     }
 }

@@ -3,8 +3,12 @@
 //! Owns the refusal to start on a book that does not add up: whatever made it so, forwarding on top of it would make
 //! it worse. Leaves reading to [`super::Store::load`] and the meaning of the sums to [`crate::ledger::audit`].
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
 use crate::ledger::audit::{AssetAudit, Audit};
-use crate::ledger::{Asset, AssetId};
+use crate::ledger::settlement::Settlement;
+use crate::ledger::{Account, AccountId, Asset, AssetId, Standing};
 
 use super::{Book, OpenError, Store};
 
@@ -24,16 +28,58 @@ pub fn recover(store: &mut dyn Store) -> Result<Book, OpenError> {
             account.id
         )));
     }
+    check_settlements(&book).map_err(OpenError::Corrupt)?;
     Ok(book)
+}
+
+/// Whether what is kept of settlements fits the accounts. An error names what does not.
+fn check_settlements(book: &Book) -> Result<(), String> {
+    let mut settling = 0;
+    for (account, standing) in &book.accounts {
+        if standing.prepaid < 0 {
+            return Err(format!("account {} has {} prepaid", account.id, standing.prepaid));
+        }
+        settling += usize::from(standing.settling);
+    }
+    for open in &book.open_settlements {
+        let number = open.number;
+        let (account, standing) =
+            find(book, open.account).ok_or_else(|| format!("settlement {number} has no account"))?;
+        if !standing.settling || open.scale != account.asset.scale || !open.state.is_open() {
+            return Err(format!("settlement {number} does not fit its account"));
+        }
+        if book.last_settlement < Some(number) {
+            return Err(format!("settlement {number} is above the last number"));
+        }
+    }
+    if settling != book.open_settlements.len() {
+        return Err("an account has more than one open settlement, or one without a record".into());
+    }
+    for (id, remainder) in &book.remainders {
+        let below = find(book, *id).is_some_and(|(account, _)| remainder.is_below_one_unit(account.asset.scale));
+        if !below {
+            return Err(format!("what settlements left over does not fit account {id}"));
+        }
+    }
+    Ok(())
+}
+
+fn find(book: &Book, id: AccountId) -> Option<&(Arc<Account>, Standing)> {
+    let at = book.accounts.binary_search_by_key(&id, |(account, _)| account.id);
+    at.ok().map(|at| &book.accounts[at])
 }
 
 /// Adds up a book in memory. An error names what is beyond adding.
 pub(super) fn audit(book: &Book) -> Result<Audit, String> {
     let mut sums = Sums::new(book.assets.iter().cloned());
-    for (account, booked) in &book.accounts {
-        sums.add_account(account.asset_id, *booked)?;
+    for (account, standing) in &book.accounts {
+        sums.add_account(account.asset_id, standing.booked)?;
     }
-    sums.close(&book.positions)
+    for open in &book.open_settlements {
+        let (account, _) = find(book, open.account).ok_or("an open settlement has no account")?;
+        sums.add_settlement(account.asset_id, open)?;
+    }
+    sums.close(&book.positions, &book.pending)
 }
 
 /// The proof while it is being added up. What it is fed comes from a disk, so nothing is taken for granted: not that
@@ -58,14 +104,25 @@ impl Sums {
         Ok(())
     }
 
-    /// The proof, with our own position in each asset against the balances.
-    pub fn close(mut self, positions: &[i128]) -> Result<Audit, String> {
+    /// An open settlement, by its record.
+    pub fn add_settlement(&mut self, asset: AssetId, open: &Settlement) -> Result<(), String> {
+        // Fewer than 2^32 amounts of 64 bits: these always fit.
+        self.line(asset)?.pending += i128::from(open.amount);
+        Ok(())
+    }
+
+    /// The proof, with our own position in each asset against the balances, and what the book has carried as pending
+    /// against the open settlements.
+    pub fn close(mut self, positions: &[i128], pending: &BTreeMap<AssetId, i128>) -> Result<Audit, String> {
         if positions.len() != self.audit.assets.len() {
             return Err("assets and positions are not the same number".into());
         }
         for (line, position) in self.audit.assets.iter_mut().zip(positions) {
             line.balances.checked_add(*position).ok_or_else(|| too_large(line))?;
             line.position = *position;
+        }
+        for (asset, carried) in pending {
+            self.line(*asset)?.pending_carried = *carried;
         }
         Ok(self.audit)
     }

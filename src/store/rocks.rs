@@ -7,6 +7,7 @@
 //! One process has a store open and writes it. Others may read it meanwhile ([`read_only`]), and see it as it was at one
 //! instant between two commits, or not at all.
 
+use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::fd::AsRawFd;
@@ -23,12 +24,14 @@ use rocksdb::{
 use super::recovery::Sums;
 use super::schema::{self, Malformed, family, meta};
 use super::secrets::Secrets;
+use super::settling::EngineAccounts;
 use super::{
-    BackupError, Batch, Book, HeardRoutes, Mutation, OpenError, OpenPayment, PAYMENT_KEY_BYTES, Reader, Store,
-    StoreError, StoredPayment, Texts, backup,
+    BackupError, Batch, Book, HeardRoutes, Mutation, OpenError, OpenPayment, PAYMENT_KEY_BYTES, Reader,
+    SettlementAnswer, SettlementKey, Store, StoreError, StoredPayment, Texts, backup,
 };
 use crate::ledger::audit::Audit;
-use crate::ledger::{Account, AccountId, Asset, PaymentNumber};
+use crate::ledger::settlement::Settlement;
+use crate::ledger::{Account, AccountId, Asset, AssetId, PaymentNumber, Remainder, SettlementNumber, Standing};
 
 /// The folder, opened by this process alone.
 pub struct RocksStore {
@@ -121,9 +124,11 @@ impl RocksStore {
             Mutation::DeleteAccount { id, write_off: _ } => {
                 batch.delete_cf(family(family::ACCOUNTS), schema::account_key(*id));
                 batch.delete_cf(family(family::BALANCES), schema::account_key(*id));
-                for name in [family::PAYMENTS, family::KEYS] {
+                for name in [family::PAYMENTS, family::KEYS, family::RECEIVED, family::USED] {
                     self.delete_all_of(batch, name, *id);
                 }
+                batch.delete_cf(family(family::REMAINDER), schema::account_key(*id));
+                self.forget_settlements(batch, *id, None);
                 self.forget_routes(batch, *id);
             }
             Mutation::PutStaticRoute { prefix, next_hop } => {
@@ -198,6 +203,30 @@ impl RocksStore {
                 batch.delete_cf(family(family::PAYING), number.get().to_be_bytes());
                 batch.put_cf(family(family::PAYMENTS), schema::payment_key(*account, *number), record);
             }
+            Mutation::ReceiveSettlement {
+                account,
+                remainder,
+                key,
+                input,
+                status,
+                answer,
+                ..
+            } => {
+                let left = schema::remainder(remainder);
+                batch.put_cf(family(family::REMAINDER), schema::account_key(*account), left);
+                let answer = schema::received(input, *status, answer);
+                batch.put_cf(family(family::RECEIVED), schema::received_key(*account, key), answer);
+            }
+            Mutation::ForgetSettlements { account, before } => {
+                self.forget_settlements(batch, *account, Some(*before));
+            }
+            // What these mean is in the batch beside them.
+            Mutation::UpdateSettlement(_)
+            | Mutation::CancelSettlement { .. }
+            | Mutation::UseSettlementKey { .. }
+            | Mutation::ForgetSettlementKeys { .. }
+            | Mutation::AnnounceAccount { .. }
+            | Mutation::AnnouncedAccount { .. } => {}
         }
     }
 }
@@ -228,6 +257,75 @@ impl RocksStore {
         }
     }
 
+    /// Deletes the account's settlements before this number, or all.
+    fn forget_settlements(&self, batch: &mut WriteBatch, account: AccountId, before: Option<SettlementNumber>) {
+        let first = schema::account_key(account);
+        let end = before.map_or_else(
+            || schema::end_of_account(account),
+            |before| schema::settlement_key(account, before).to_vec(),
+        );
+        let mut options = read_once();
+        options.set_iterate_range(&first[..]..&end);
+        let settled = self.db.family(family::SETTLED);
+        let records = self.db.0.iterator_cf_opt(settled, options, IteratorMode::Start);
+        // One that cannot be read now leaves a name that leads nowhere.
+        let readable = records
+            .flatten()
+            .filter_map(|(key, value)| schema::read_settlement(&key, &value).ok());
+        for settlement in readable {
+            batch.delete_cf(self.db.family(family::NAMED), settlement.id);
+            let number = schema::settlement_number(settlement.number);
+            batch.delete_cf(self.db.family(family::SETTLING), number);
+        }
+        batch.delete_range_cf(settled, &first[..], &end);
+    }
+
+    /// The records of settlements, and what leads to them.
+    fn put_settlements(&self, writes: &mut WriteBatch, batch: &Batch) {
+        let family = |name| self.db.family(name);
+        for settlement in &batch.settlements {
+            let (account, number) = (settlement.account, settlement.number);
+            let key = schema::settlement_key(account, number);
+            let number = schema::settlement_number(number);
+            writes.put_cf(family(family::SETTLED), key, schema::settlement(settlement));
+            writes.put_cf(family(family::SETTLING), number, schema::settling(settlement));
+            writes.put_cf(family(family::NAMED), settlement.id, key);
+        }
+        if let Some(last) = batch.last_settlement {
+            let last = schema::settlement_number(last);
+            writes.put_cf(family(family::META), meta::LAST_SETTLEMENT, last);
+        }
+        for (asset, pending) in &batch.pending {
+            let (key, pending) = (schema::asset_key(*asset), *pending);
+            match pending {
+                0 => writes.delete_cf(family(family::PENDING), key),
+                _ => writes.put_cf(family(family::PENDING), key, schema::amount(pending)),
+            }
+        }
+    }
+
+    /// What engines asked and what they are to be told.
+    fn put_engines(&self, writes: &mut WriteBatch, batch: &Batch) {
+        let family = |name| self.db.family(name);
+        for ((account, key), used_ms) in &batch.keys_used {
+            let key = schema::received_key(*account, key);
+            match used_ms {
+                Some(used_ms) => writes.put_cf(family(family::USED), key, used_ms.to_be_bytes()),
+                None => {
+                    writes.delete_cf(family(family::USED), &key);
+                    writes.delete_cf(family(family::RECEIVED), &key);
+                }
+            }
+        }
+        for ((account, engine), known) in &batch.told {
+            let key = schema::told_key(*account, engine);
+            match known {
+                Some(known) => writes.put_cf(family(family::TOLD), key, schema::told(known)),
+                None => writes.delete_cf(family(family::TOLD), key),
+            }
+        }
+    }
+
     /// Replaces everything in a family of texts by their codes.
     fn replace_texts(&self, batch: &mut WriteBatch, family: &str, texts: &[(Box<str>, Box<str>)]) {
         let family = self.db.family(family);
@@ -245,13 +343,20 @@ impl Store for RocksStore {
             .meta(meta::NEXT_ACCOUNT_ID)?
             .ok_or(Malformed("next account number"))?;
         let assets = view.assets()?;
-        let accounts = view.accounts(&assets, &self.secrets)?;
+        let mut accounts = view.accounts(&assets, &self.secrets)?;
+        let open_settlements = view.open_settlements()?;
+        for open in &open_settlements {
+            let at = accounts.binary_search_by_key(&open.account, |(account, _)| account.id);
+            accounts[at.map_err(|_| Malformed("account of an open settlement"))?]
+                .1
+                .settling = true;
+        }
         let mut static_routes = Vec::new();
         view.each(family::ROUTES, |prefix, next_hop| {
             static_routes.push((schema::read_text(prefix)?.into(), schema::read_account_key(next_hop)?));
             Ok(())
         })?;
-        Ok(Book {
+        let mut book = Book {
             positions: view.positions(assets.len())?,
             heard: view.heard(&accounts)?,
             assets,
@@ -267,17 +372,31 @@ impl Store for RocksStore {
             node_address: view.meta_text(meta::NODE_ADDRESS)?,
             assigned_address: view.meta_text(meta::ASSIGNED_ADDRESS)?,
             next_account_id: schema::read_u32(&next_account_id)?,
-        })
+            open_settlements,
+            last_settlement: view
+                .meta(meta::LAST_SETTLEMENT)?
+                .map(|number| schema::read_settlement_number(&number))
+                .transpose()?,
+            remainders: view.remainders()?,
+            pending: view.pending()?,
+            keys_used: view.keys_used()?,
+            ..Book::default()
+        };
+        book.set_engine_accounts(view.engine_accounts()?);
+        Ok(book)
     }
 
     fn commit(&mut self, batch: &Batch) -> Result<(), StoreError> {
         let mut writes = WriteBatch::default();
+        // Before the mutations: one of them may forget what has just ended.
+        self.put_settlements(&mut writes, batch);
         for mutation in &batch.mutations {
             self.add_mutation(&mut writes, mutation);
         }
+        self.put_engines(&mut writes, batch);
         let balances = self.db.family(family::BALANCES);
-        for (id, booked) in &batch.balances {
-            writes.put_cf(balances, schema::account_key(*id), schema::amount(*booked));
+        for (id, standing) in &batch.balances {
+            writes.put_cf(balances, schema::account_key(*id), schema::balance(standing));
         }
         let positions = self.db.family(family::POSITIONS);
         for (asset, position) in &batch.positions {
@@ -286,6 +405,10 @@ impl Store for RocksStore {
         let paying = self.db.family(family::PAYING);
         for (number, account, sent) in &batch.payments {
             writes.put_cf(paying, number.get().to_be_bytes(), schema::paying(*account, *sent));
+        }
+        if batch.settles() {
+            let version = schema::FORMAT_VERSION.to_be_bytes();
+            writes.put_cf(self.db.family(family::META), meta::FORMAT_VERSION, version);
         }
         if !batch.mutations.is_empty() {
             let next = batch.next_account_id.to_be_bytes();
@@ -362,6 +485,72 @@ impl Reader for Db {
             Some(number) => self.payment(account, schema::read_payment_number(&number).map_err(unreadable)?),
             None => Ok(None),
         }
+    }
+
+    fn settlements(
+        &self,
+        account: AccountId,
+        before: Option<SettlementNumber>,
+        limit: usize,
+    ) -> Result<Vec<Settlement>, StoreError> {
+        let end = match before {
+            Some(before) => schema::settlement_key(account, before).to_vec(),
+            None => schema::end_of_account(account),
+        };
+        let mut options = ReadOptions::default();
+        options.set_iterate_range(&schema::account_key(account)[..]..&end);
+        let newest_first = self
+            .0
+            .iterator_cf_opt(self.family(family::SETTLED), options, IteratorMode::End);
+        let mut settlements = Vec::new();
+        for record in newest_first.take(limit) {
+            let (key, record) = record.map_err(unreadable)?;
+            settlements.push(schema::read_settlement(&key, &record).map_err(unreadable)?);
+        }
+        Ok(settlements)
+    }
+
+    fn settlement(&self, number: SettlementNumber) -> Result<Option<Settlement>, StoreError> {
+        let key = schema::settlement_number(number);
+        let Some(whose) = self.0.get_cf(self.family(family::SETTLING), key).map_err(unreadable)? else {
+            return Ok(None);
+        };
+        let (account, _) = schema::read_settling(&whose).map_err(unreadable)?;
+        self.settlement_at(&schema::settlement_key(account, number))
+    }
+
+    fn settlement_by_id(&self, id: [u8; 16]) -> Result<Option<Settlement>, StoreError> {
+        match self.0.get_cf(self.family(family::NAMED), id).map_err(unreadable)? {
+            Some(key) => self.settlement_at(&key),
+            None => Ok(None),
+        }
+    }
+
+    fn settlement_answer(
+        &self,
+        account: AccountId,
+        key: &SettlementKey,
+    ) -> Result<Option<SettlementAnswer>, StoreError> {
+        let key = schema::received_key(account, key);
+        let answer = self.0.get_cf(self.family(family::RECEIVED), key).map_err(unreadable)?;
+        let answer = answer.map(|answer| schema::read_received(&answer));
+        answer.transpose().map_err(unreadable)
+    }
+
+    fn remainder(&self, account: AccountId) -> Result<Remainder, StoreError> {
+        let key = schema::account_key(account);
+        let left = self.0.get_cf(self.family(family::REMAINDER), key).map_err(unreadable)?;
+        let left = left.map(|left| schema::read_remainder(&left)).transpose();
+        Ok(left.map_err(unreadable)?.unwrap_or_default())
+    }
+}
+
+impl Db {
+    /// The settlement with this key.
+    fn settlement_at(&self, key: &[u8]) -> Result<Option<Settlement>, StoreError> {
+        let record = self.0.get_cf(self.family(family::SETTLED), key).map_err(unreadable)?;
+        let settlement = record.map(|record| schema::read_settlement(key, &record));
+        settlement.transpose().map_err(unreadable)
     }
 }
 
@@ -466,7 +655,14 @@ pub(super) fn audit_closed(path: &Path) -> Result<Audit, OpenError> {
     let view = View::new(&db);
     view.check_format()?;
     // The rest is read for the audit.
-    let audited = [family::ASSETS, family::ACCOUNTS, family::BALANCES, family::POSITIONS];
+    let audited = [
+        family::ASSETS,
+        family::ACCOUNTS,
+        family::BALANCES,
+        family::POSITIONS,
+        family::SETTLING,
+        family::PENDING,
+    ];
     for name in family::ALL.iter().filter(|name| !audited.contains(name)) {
         view.each(name, |_, _| Ok(()))?;
     }
@@ -544,7 +740,7 @@ impl<'a> View<'a> {
             return Err(OpenError::Corrupt("it has no format version".into()));
         };
         let found = schema::read_u32(&version)?;
-        if found != schema::FORMAT_VERSION {
+        if !(schema::FORMAT_VERSION_MIN..=schema::FORMAT_VERSION).contains(&found) {
             return Err(OpenError::UnknownFormat {
                 found,
                 expected: schema::FORMAT_VERSION,
@@ -619,9 +815,68 @@ impl<'a> View<'a> {
         Ok(open)
     }
 
+    /// Every open settlement, and each as its record says.
+    fn open_settlements(&self) -> Result<Vec<Settlement>, ReadError> {
+        let settled = self.db.0.cf_handle(family::SETTLED);
+        let mut open = Vec::new();
+        self.each(family::SETTLING, |number, value| {
+            let number = schema::read_settlement_number(number)?;
+            let (account, is_open) = schema::read_settling(value)?;
+            if !is_open {
+                return Ok(());
+            }
+            let key = schema::settlement_key(account, number);
+            let missing = Malformed("record of an open settlement");
+            let record = self.snapshot.get_cf(settled.ok_or(missing)?, key)?;
+            let settlement = schema::read_settlement(&key, &record.ok_or(missing)?)?;
+            if !settlement.state.is_open() {
+                return Err(missing.into());
+            }
+            open.push(settlement);
+            Ok(())
+        })?;
+        Ok(open)
+    }
+
+    fn remainders(&self) -> Result<Vec<(AccountId, Remainder)>, ReadError> {
+        let mut remainders = Vec::new();
+        self.each(family::REMAINDER, |account, left| {
+            remainders.push((schema::read_account_key(account)?, schema::read_remainder(left)?));
+            Ok(())
+        })?;
+        Ok(remainders)
+    }
+
+    fn pending(&self) -> Result<BTreeMap<AssetId, i128>, ReadError> {
+        let mut pending = BTreeMap::new();
+        self.each(family::PENDING, |asset, amount| {
+            pending.insert(schema::read_asset_key(asset)?, schema::read_amount(amount)?);
+            Ok(())
+        })?;
+        Ok(pending)
+    }
+
+    fn keys_used(&self) -> Result<BTreeMap<(AccountId, SettlementKey), u64>, ReadError> {
+        let mut used = BTreeMap::new();
+        self.each(family::USED, |key, used_ms| {
+            used.insert(schema::read_received_key(key)?, schema::read_u64(used_ms)?);
+            Ok(())
+        })?;
+        Ok(used)
+    }
+
+    fn engine_accounts(&self) -> Result<EngineAccounts, ReadError> {
+        let mut known = EngineAccounts::new();
+        self.each(family::TOLD, |key, of| {
+            known.insert(schema::read_told_key(key)?, schema::read_told(of)?);
+            Ok(())
+        })?;
+        Ok(known)
+    }
+
     /// What the neighbours told, of those among `accounts`. A version of the program that knew of no routes may have
     /// deleted an account and left what it told: its number is never given again, so that is nobody's.
-    fn heard(&self, accounts: &[(Arc<Account>, i128)]) -> Result<Vec<HeardRoutes>, ReadError> {
+    fn heard(&self, accounts: &[(Arc<Account>, Standing)]) -> Result<Vec<HeardRoutes>, ReadError> {
         let mut heard: Vec<HeardRoutes> = Vec::new();
         self.each(family::HEARD, |account, value| {
             let account = schema::read_account_key(account)?;
@@ -675,15 +930,15 @@ impl<'a> View<'a> {
     /// Records and balances are two families with the same keys: one without the other is damage.
     fn each_account(
         &self,
-        mut visit: impl FnMut(AccountId, &[u8], i128) -> Result<(), ReadError>,
+        mut visit: impl FnMut(AccountId, &[u8], Standing) -> Result<(), ReadError>,
     ) -> Result<(), ReadError> {
         let mut balances = self.records(family::BALANCES).into_iter().flatten();
         self.each(family::ACCOUNTS, |key, record| {
-            let (owner, booked) = balances.next().ok_or(Malformed("balance of an account"))??;
+            let (owner, standing) = balances.next().ok_or(Malformed("balance of an account"))??;
             if *owner != *key {
                 return Err(Malformed("pair of an account and its balance").into());
             }
-            visit(schema::read_account_key(key)?, record, schema::read_amount(&booked)?)
+            visit(schema::read_account_key(key)?, record, schema::read_balance(&standing)?)
         })?;
         match balances.next() {
             None => Ok(()),
@@ -691,11 +946,11 @@ impl<'a> View<'a> {
         }
     }
 
-    fn accounts(&self, assets: &[Asset], secrets: &Secrets) -> Result<Vec<(Arc<Account>, i128)>, ReadError> {
+    fn accounts(&self, assets: &[Asset], secrets: &Secrets) -> Result<Vec<(Arc<Account>, Standing)>, ReadError> {
         let assets: Vec<_> = assets.iter().cloned().map(Arc::new).collect();
         let mut accounts = Vec::new();
-        self.each_account(|id, record, booked| {
-            accounts.push((Arc::new(schema::read_account(id, record, &assets, secrets)?), booked));
+        self.each_account(|id, record, standing| {
+            accounts.push((Arc::new(schema::read_account(id, record, &assets, secrets)?), standing));
             Ok(())
         })?;
         Ok(accounts)
@@ -705,11 +960,22 @@ impl<'a> View<'a> {
         let assets = self.assets()?;
         let positions = self.positions(assets.len())?;
         let mut sums = Sums::new(assets.into_iter());
-        self.each_account(|_, record, booked| {
-            sums.add_account(schema::read_account_asset(record)?, booked)
-                .map_err(ReadError::Other)
+        let open = self.open_settlements()?;
+        // Only their accounts' assets are looked for, in a book of which most accounts do not settle at this moment.
+        let mut assets_settling = BTreeMap::new();
+        assets_settling.extend(open.iter().map(|open| (open.account, None)));
+        self.each_account(|id, record, standing| {
+            let asset = schema::read_account_asset(record)?;
+            if let Some(of) = assets_settling.get_mut(&id) {
+                *of = Some(asset);
+            }
+            sums.add_account(asset, standing.booked).map_err(ReadError::Other)
         })?;
-        sums.close(&positions).map_err(ReadError::Other)
+        for open in &open {
+            let asset = assets_settling[&open.account].ok_or(Malformed("account of an open settlement"))?;
+            sums.add_settlement(asset, open).map_err(ReadError::Other)?;
+        }
+        sums.close(&positions, &self.pending()?).map_err(ReadError::Other)
     }
 }
 
@@ -809,10 +1075,12 @@ mod tests {
     use std::sync::atomic::Ordering;
     use std::time::Duration;
 
+    use crossbeam::channel::{Receiver, unbounded};
+
     use super::*;
-    use crate::ledger::{AssetId, Links, Transfer};
+    use crate::ledger::{AssetId, Links, SettlementState, Transfer};
     use crate::store::tests::{Folder, account, assets, book};
-    use crate::store::{Durability, LearnedRoute, MemoryStore, Writer, recover};
+    use crate::store::{Durability, EngineTask, LearnedRoute, MemoryStore, Writer, recover};
 
     const SEED: [u8; 32] = [7; 32];
 
@@ -826,6 +1094,15 @@ mod tests {
             entries
                 .filter(|path| path.extension().is_some_and(|end| end == extension))
                 .collect()
+        }
+
+        /// Copies a store that nobody has open.
+        fn copy_to(&self, copy: &Self) {
+            fs::create_dir_all(&copy.0).unwrap();
+            for entry in fs::read_dir(&self.0).unwrap() {
+                let path = entry.unwrap().path();
+                fs::copy(&path, copy.0.join(path.file_name().unwrap())).unwrap();
+            }
         }
 
         /// The log that the last commits are in.
@@ -874,11 +1151,24 @@ mod tests {
     }
 
     fn start(store: impl Store + 'static) -> (super::super::WriterHandle, super::super::TransferSender) {
+        let (handle, sender, _) = start_listening(store);
+        (handle, sender)
+    }
+
+    fn start_listening(
+        store: impl Store + 'static,
+    ) -> (
+        super::super::WriterHandle,
+        super::super::TransferSender,
+        Receiver<Settlement>,
+    ) {
         let mut store: Box<dyn Store> = Box::new(store);
         let book = recover(&mut *store).unwrap();
-        let started = Writer::start(store, &book, 1, Durability::Commit, Duration::from_millis(100));
+        let interval = Duration::from_millis(100);
+        let (settlements, made) = unbounded();
+        let started = Writer::start(store, &book, 1, Durability::Commit, interval, settlements);
         let (handle, mut senders) = started.unwrap();
-        (handle, senders.remove(0))
+        (handle, senders.remove(0), made)
     }
 
     fn transfer(from: u32, to: u32, incoming_amount: u64, outgoing_amount: u64) -> Transfer {
@@ -935,7 +1225,7 @@ mod tests {
             [("".into(), AccountId::new(0)), ("test.west".into(), AccountId::new(0))]
         );
         assert_eq!(kept.rates.len(), 3, "OLD is gone");
-        assert_eq!(kept.accounts[0].1, 6 - i128::from(u64::MAX) - 9);
+        assert_eq!(kept.accounts[0].1, Standing::of(6 - i128::from(u64::MAX) - 9));
     }
 
     /// The same on disk and in memory: what payments have sent, what is read back of them, and what is forgotten.
@@ -1049,6 +1339,581 @@ mod tests {
         );
         assert_eq!(&*kept.open_payments[0].record, b"begun 7");
         assert_eq!(kept.last_payment, Some(number(7)));
+    }
+
+    /// An engine has brought `amount` at `scale` to account 0, on top of what was left over before.
+    fn receive(before: &Remainder, amount: u64, scale: u8, key: u8, at_ms: u64) -> (Mutation, Remainder) {
+        let (credited, remainder) = before.credit(&amount.into(), scale, assets()[0].scale).unwrap();
+        let mutation = Mutation::ReceiveSettlement {
+            account: AccountId::new(0),
+            credited,
+            remainder: remainder.clone(),
+            key: [key; 32],
+            input: [amount as u8; 32],
+            status: 201,
+            answer: format!("{amount}@{scale}").into_bytes().into(),
+            at_ms,
+        };
+        (mutation, remainder)
+    }
+
+    fn announce(engine: &str, task: EngineTask) -> Mutation {
+        Mutation::AnnounceAccount {
+            account: AccountId::new(0),
+            engine: engine.into(),
+            uuid: [5; 16],
+            task,
+        }
+    }
+
+    fn announced(engine: &str, task: EngineTask) -> Mutation {
+        Mutation::AnnouncedAccount {
+            account: AccountId::new(0),
+            engine: engine.into(),
+            task,
+        }
+    }
+
+    /// The same on disk and in memory: the outbox, what it makes of the balances, what engines brought and asked.
+    #[test]
+    fn settlements_are_remembered() {
+        let folder = Folder::new();
+        let memory = MemoryStore::default();
+        let (alice, bob) = (AccountId::new(0), AccountId::new(1));
+        let number = SettlementNumber::new;
+        let delete = |id| Mutation::DeleteAccount { id, write_off: true };
+        let in_asset = |asset| Mutation::PutAccount(Arc::new(account(0, asset)));
+        let play = |(handle, mut sender, made): (
+            super::super::WriterHandle,
+            super::super::TransferSender,
+            Receiver<Settlement>,
+        )| {
+            handle.apply(mutations()).unwrap();
+            let routes = Mutation::RemoveStaticRoute {
+                prefix: "test.west".into(),
+            };
+            handle.apply(vec![routes]).unwrap();
+            // Bob has paid Alice 100, of which 60 go to her engine; he owes 5 and is to be prefunded with 7.
+            sender.push(transfer(1, 0, 5, 100));
+            sender.push(Transfer::settlement(alice, 60));
+            sender.push(Transfer::settlement(bob, 7));
+            handle.apply(Vec::new()).unwrap();
+            let first: Vec<Settlement> = made.try_iter().collect();
+            let shown: Vec<_> = first
+                .iter()
+                .map(|one| (one.number, one.account, one.amount, one.scale, one.state))
+                .collect();
+            let pending = SettlementState::Pending;
+            assert_eq!(
+                shown,
+                [(number(1), alice, 60, 9, pending), (number(2), bob, 7, 2, pending)]
+            );
+            assert!(first[0].id != first[1].id && first[0].created_ms > 1_700_000_000_000);
+            let [of_alice, of_bob] = first.try_into().unwrap();
+            let standing = |booked, prepaid, settling| {
+                Some(Standing {
+                    booked,
+                    prepaid,
+                    settling,
+                })
+            };
+            assert_eq!(handle.standing(alice), standing(40, 0, true));
+            assert_eq!(handle.standing(bob), standing(-12, 0, true));
+            let audit = handle.audit().unwrap();
+            let lines: Vec<_> = audit.assets.iter().map(|line| (line.position, line.pending)).collect();
+            assert_eq!((lines, audit.adds_up()), (vec![(-40, 60), (12, 7)], true));
+
+            let reader = handle.reader().unwrap();
+            let with = |of: &Settlement, state, attempts, ended_ms| Settlement {
+                state,
+                attempts,
+                ended_ms,
+                ..of.clone()
+            };
+            let sent = with(&of_alice, SettlementState::Sent, 1, None);
+            handle.apply(vec![Mutation::UpdateSettlement(sent.clone())]).unwrap();
+            assert_eq!(reader.settlement(number(1)), Ok(Some(sent.clone())));
+            assert_eq!(reader.settlement_by_id(of_alice.id), Ok(Some(sent.clone())));
+            // Refused, each for a reason of its own, and nothing is changed.
+            let cancel = |of| Mutation::CancelSettlement {
+                number: number(of),
+                at_ms: 99,
+            };
+            let forget = |account, before| Mutation::ForgetSettlements {
+                account,
+                before: number(before),
+            };
+            let confirmed = with(&of_alice, SettlementState::Confirmed, 1, Some(98));
+            for (refused, why) in [
+                (vec![cancel(1)], StoreError::SettlementSent { number: number(1) }),
+                (vec![cancel(9)], StoreError::SettlementNotOpen { number: number(9) }),
+                (vec![delete(alice)], StoreError::SettlementOpen),
+                (vec![in_asset(1)], StoreError::SettlementOpen),
+                (
+                    vec![forget(bob, 3)],
+                    StoreError::Inconsistent("an open settlement is not forgotten"),
+                ),
+                (
+                    vec![Mutation::UpdateSettlement(Settlement { amount: 59, ..sent })],
+                    StoreError::Inconsistent("a settlement keeps its number, id, account, amount and time"),
+                ),
+                (
+                    vec![
+                        Mutation::UpdateSettlement(confirmed.clone()),
+                        Mutation::UpdateSettlement(confirmed.clone()),
+                    ],
+                    StoreError::SettlementNotOpen { number: number(1) },
+                ),
+                (
+                    vec![cancel(2), cancel(2)],
+                    StoreError::SettlementNotOpen { number: number(2) },
+                ),
+            ] {
+                assert_eq!(handle.apply(refused), Err(why));
+            }
+            assert_eq!(handle.standing(alice), standing(40, 0, true));
+            handle.apply(vec![Mutation::UpdateSettlement(confirmed)]).unwrap();
+            assert_eq!(handle.standing(alice), standing(40, 0, false), "the engine owns it now");
+            // Who knows that it was not paid: marked as failed and cancelled, in one call.
+            let lost = with(&of_bob, SettlementState::Sent, 1, None);
+            handle.apply(vec![Mutation::UpdateSettlement(lost)]).unwrap();
+            let failed = with(&of_bob, SettlementState::Failed, 1, None);
+            handle
+                .apply(vec![Mutation::UpdateSettlement(failed), cancel(2)])
+                .unwrap();
+            assert_eq!(handle.standing(bob), standing(-5, 0, false));
+            assert!(handle.audit().unwrap().assets.iter().all(|line| line.pending == 0));
+
+            // Engines bring 30 units and 5 and a half, and ask again.
+            let (brought, left) = receive(&Remainder::default(), 30, 9, 1, 10);
+            handle.apply(vec![brought.clone()]).unwrap();
+            assert_eq!(handle.apply(vec![brought]), Err(StoreError::SettlementKeyKnown));
+            let (brought, left_then) = receive(&left, 55, 10, 2, 20);
+            handle.apply(vec![brought]).unwrap();
+            let (stale, _) = receive(&left, 1, 9, 3, 20);
+            assert_eq!(handle.apply(vec![stale]), Err(StoreError::RemainderMoved));
+            assert_eq!(handle.standing(alice), standing(75, 35, false));
+            assert_eq!(reader.remainder(alice), Ok(left_then.clone()));
+            assert_eq!(reader.remainder(bob), Ok(Remainder::default()));
+            let answer = |key: u8| reader.settlement_answer(alice, &[key; 32]).unwrap();
+            assert_eq!(answer(2), Some(([55; 32], 201, Box::from(*b"55@10"))));
+            assert_eq!((answer(3), answer(1).is_some()), (None, true));
+            let use_key = |key: u8| Mutation::UseSettlementKey {
+                account: alice,
+                key: [key; 32],
+                at_ms: 30,
+            };
+            handle.apply(vec![use_key(1), use_key(9)]).unwrap();
+            handle
+                .apply(vec![Mutation::ForgetSettlementKeys { before_ms: 30 }])
+                .unwrap();
+            assert_eq!((answer(1).is_some(), answer(2), answer(9)), (true, None, None));
+            // Her packets use what is prepaid first.
+            sender.push(transfer(0, 1, 50, 5));
+            handle.apply(Vec::new()).unwrap();
+            assert_eq!(handle.standing(alice), standing(25, 0, false));
+            let (brought, left_over) = receive(&left_then, 10, 9, 4, 40);
+            sender.push(transfer(0, 1, 25, 1));
+            handle.apply(vec![brought]).unwrap();
+            // Nothing is owed after this packet, but that of which less than a unit came in.
+            sender.push(transfer(0, 1, 10, 1));
+            handle.apply(Vec::new()).unwrap();
+            assert_eq!(handle.apply(vec![in_asset(1)]), Err(StoreError::RemainderNotZero));
+            assert!(!left_over.is_zero());
+            // Prepaid can be what is owed otherwise: a balance of zero that is not nothing.
+            sender.push(Transfer::settlement(alice, 8));
+            let (brought, _) = receive(&left_over, 18, 9, 5, 50);
+            handle.apply(vec![brought]).unwrap();
+            let third = made.try_iter().last().unwrap();
+            assert_eq!(third.number, number(3));
+            assert_eq!(handle.standing(alice), standing(10, 10, true));
+
+            for told in [
+                announce("http://one/", EngineTask::Create),
+                announced("http://one/", EngineTask::Create),
+                announce("http://two/", EngineTask::Create),
+                announce("http://one/", EngineTask::Delete),
+                announce("http://three/", EngineTask::Create),
+                announce("http://three/", EngineTask::Delete),
+                announced("http://three/", EngineTask::Create),
+                announced("http://never/", EngineTask::Create),
+            ] {
+                handle.apply(vec![told]).unwrap();
+            }
+            let shown = |stored: Result<Vec<Settlement>, StoreError>| -> Vec<(u64, &str)> {
+                let stored = stored.unwrap();
+                stored
+                    .iter()
+                    .map(|one| (one.number.get(), one.state.as_str()))
+                    .collect()
+            };
+            assert_eq!(
+                shown(reader.settlements(alice, None, 9)),
+                [(3, "pending"), (1, "confirmed")]
+            );
+            assert_eq!(shown(reader.settlements(alice, None, 1)), [(3, "pending")]);
+            assert_eq!(shown(reader.settlements(alice, Some(number(3)), 9)), [(1, "confirmed")]);
+            assert_eq!(shown(reader.settlements(bob, None, 9)), [(2, "cancelled")]);
+            handle.apply(vec![forget(alice, 3), delete(bob)]).unwrap();
+            assert_eq!(shown(reader.settlements(alice, None, 9)), [(3, "pending")]);
+            assert!(shown(reader.settlements(bob, None, 9)).is_empty());
+            for forgotten in [&of_alice, &of_bob] {
+                assert_eq!(reader.settlement(forgotten.number), Ok(None));
+                assert_eq!(reader.settlement_by_id(forgotten.id), Ok(None));
+            }
+            drop(reader);
+            handle.stop();
+        };
+        play(start_listening(memory.clone()));
+        play(start_listening(folder.open().unwrap()));
+        // Each of the two made ids and times of its own.
+        let alike = |mut book: Book| {
+            for open in &mut book.open_settlements {
+                (open.id, open.created_ms) = ([0; 16], 0);
+            }
+            book
+        };
+        let kept = alike(recover(&mut folder.open().unwrap()).unwrap());
+        assert_eq!(kept, alike(recover(&mut memory.restart()).unwrap()));
+        assert_eq!(kept.last_settlement, Some(number(3)));
+        let open: Vec<_> = kept
+            .open_settlements
+            .iter()
+            .map(|open| (open.number, open.amount))
+            .collect();
+        assert_eq!((open, kept.accounts[0].1.settling), (vec![(number(3), 8)], true));
+        let tasks: Vec<_> = kept
+            .engine_tasks
+            .iter()
+            .map(|open| (&*open.engine, open.task))
+            .collect();
+        assert_eq!(
+            tasks,
+            [
+                ("http://one/", EngineTask::Delete),
+                ("http://three/", EngineTask::Delete),
+                ("http://two/", EngineTask::Create)
+            ]
+        );
+        let known: Vec<_> = kept.announced.iter().map(|(_, engine)| &**engine).collect();
+        assert_eq!(known, ["http://one/", "http://three/"]);
+
+        // What an engine was to be told of an account's end outlives the account; the rest goes with it.
+        for store in [
+            Box::new(memory.restart()) as Box<dyn Store>,
+            Box::new(folder.open().unwrap()),
+        ] {
+            let mut store = store;
+            let book = recover(&mut *store).unwrap();
+            let settlement = book.open_settlements[0].clone();
+            let interval = Duration::from_millis(100);
+            let (handle, _senders) =
+                Writer::start(store, &book, 1, Durability::Commit, interval, unbounded().0).unwrap();
+            let cancel = Mutation::CancelSettlement {
+                number: settlement.number,
+                at_ms: 100,
+            };
+            let route = Mutation::RemoveStaticRoute { prefix: "".into() };
+            assert_eq!(
+                handle.apply(vec![route, cancel, delete(alice)]).unwrap().written_off,
+                18
+            );
+            let reader = handle.reader().unwrap();
+            assert_eq!(reader.settlement_by_id(settlement.id), Ok(None));
+            assert_eq!(reader.settlement_answer(alice, &[5; 32]), Ok(None));
+            assert_eq!(reader.remainder(alice), Ok(Remainder::default()));
+            assert!(reader.audit().unwrap().adds_up());
+            drop(reader);
+            handle
+                .apply(vec![announced("http://three/", EngineTask::Delete)])
+                .unwrap();
+            handle.stop();
+        }
+        let left = recover(&mut folder.open().unwrap()).unwrap();
+        assert!(left.accounts.is_empty() && left.remainders.is_empty() && left.announced.len() == 1);
+        assert_eq!(left.engine_tasks.len(), 1);
+        assert_eq!(
+            (&*left.engine_tasks[0].engine, left.engine_tasks[0].uuid),
+            ("http://one/", [5; 16])
+        );
+        assert_eq!(left.last_settlement, Some(number(3)), "numbers are not given again");
+    }
+
+    #[test]
+    fn answers_are_bounded_and_the_oldest_makes_room_after_a_day() {
+        let folder = Folder::new();
+        let (handle, _sender) = start(folder.open().unwrap());
+        handle.apply(mutations()).unwrap();
+        let alice = AccountId::new(0);
+        let digest_of = |key: u32| {
+            let mut digest = [0; 32];
+            digest[..4].copy_from_slice(&key.to_be_bytes());
+            digest
+        };
+        // Filled past the rules, because it takes 65,536 commits otherwise; the ledger reads them back at start.
+        let (first, mut left) = receive(&Remainder::default(), 1, 9, 0, 1_000);
+        handle.apply(vec![first]).unwrap();
+        handle.stop();
+        let store = folder.open().unwrap();
+        let max = crate::store::SETTLEMENT_KEYS_MAX as u32;
+        for number in 1..max {
+            let received = schema::received_key(alice, &digest_of(number));
+            let used_ms = 2_000 + u64::from(number);
+            store
+                .db
+                .0
+                .put_cf(store.db.family(family::USED), &received, used_ms.to_be_bytes())
+                .unwrap();
+            store
+                .db
+                .0
+                .put_cf(
+                    store.db.family(family::RECEIVED),
+                    &received,
+                    schema::received(&[0; 32], 201, b""),
+                )
+                .unwrap();
+        }
+        let (handle, _sender) = start(store);
+        let mut receive = |key: u32, at_ms| {
+            let (mut mutation, after) = self::receive(&left, 1, 9, 0, at_ms);
+            if let Mutation::ReceiveSettlement { key: digest, .. } = &mut mutation {
+                *digest = digest_of(key);
+            }
+            let received = handle.apply(vec![mutation]);
+            if received.is_ok() {
+                left = after;
+            }
+            received
+        };
+        let day = crate::store::SETTLEMENT_KEY_MS_MIN;
+        let full = StoreError::TooManySettlementKeys { max: max as usize };
+        assert_eq!(receive(max, 1_000 + day - 1), Err(full.clone()));
+        assert_eq!(
+            handle.booked(alice),
+            Some(1),
+            "nothing is credited that cannot be answered again"
+        );
+        receive(max, 1_000 + day).unwrap();
+        assert_eq!(
+            receive(max + 1, 1_000 + day),
+            Err(full),
+            "the next one is younger than a day"
+        );
+        let reader = handle.reader().unwrap();
+        let is_kept = |number| reader.settlement_answer(alice, &digest_of(number)).unwrap().is_some();
+        assert_eq!([is_kept(0), is_kept(1), is_kept(max)], [false, true, true]);
+        drop(reader);
+        handle.stop();
+        assert_eq!(
+            recover(&mut folder.open().unwrap()).unwrap().keys_used.len(),
+            max as usize
+        );
+    }
+
+    #[test]
+    fn more_engines_than_an_account_can_have_are_refused() {
+        let memory = MemoryStore::default();
+        let (handle, _sender) = start(memory);
+        handle.apply(mutations()).unwrap();
+        let max = crate::store::ENGINES_OF_ACCOUNT_MAX;
+        let announce = |number: usize| announce(&format!("http://engine{number}/"), EngineTask::Delete);
+        handle.apply((0..max).map(announce).collect()).unwrap();
+        assert_eq!(
+            handle.apply(vec![announce(max)]),
+            Err(StoreError::TooManyEngines { max })
+        );
+        handle.apply(vec![announce(0)]).unwrap();
+        handle
+            .apply(vec![announced("http://engine7/", EngineTask::Delete)])
+            .unwrap();
+        handle.apply(vec![announce(max)]).unwrap();
+        let far = "http://".to_owned() + &"a".repeat(crate::store::ENGINE_URL_BYTES_MAX);
+        let refused = handle.apply(vec![self::announce(&far, EngineTask::Delete)]);
+        assert_eq!(refused, Err(StoreError::Inconsistent("the URL of an engine is short")));
+    }
+
+    #[test]
+    fn a_store_of_a_version_that_knew_no_settlements_opens_without_loss() {
+        let folder = Folder::new();
+        let (handle, mut sender) = start(folder.open().unwrap());
+        handle.apply(mutations()).unwrap();
+        sender.push(transfer(0, 1, 100, 7));
+        handle.stop();
+        let before = recover(&mut folder.open().unwrap()).unwrap();
+        assert_eq!(before.accounts[0].1, Standing::of(-100));
+        // As that version left it: without the families it did not have, and marked as its own.
+        let families = DB::list_cf(&options(), &folder.0).unwrap();
+        let mut older = DB::open_cf(&options(), &folder.0, &families).unwrap();
+        for name in [
+            family::SETTLED,
+            family::SETTLING,
+            family::NAMED,
+            family::PENDING,
+            family::RECEIVED,
+            family::USED,
+            family::REMAINDER,
+            family::TOLD,
+        ] {
+            older.drop_cf(name).unwrap();
+        }
+        let meta = older.cf_handle(family::META).unwrap();
+        older.put_cf(meta, meta::FORMAT_VERSION, 1u32.to_be_bytes()).unwrap();
+        drop(older);
+        let seen = read_only(&folder.0, &SEED, |store| {
+            assert!(store.reader().audit().unwrap().adds_up());
+            recover(store)
+        });
+        assert_eq!(seen.as_ref(), Ok(&before), "also by a reader, who cannot add them");
+        assert_eq!(recover(&mut folder.open().unwrap()).as_ref(), Ok(&before));
+        let version = |store: &RocksStore| View::new(&store.db).meta(meta::FORMAT_VERSION).unwrap().unwrap();
+        let (handle, mut sender) = start(folder.open().unwrap());
+        sender.push(transfer(0, 1, 1, 1));
+        handle
+            .apply(vec![Mutation::PutAccount(Arc::new(account(0, 0)))])
+            .unwrap();
+        handle.stop();
+        let still = version(&folder.open().unwrap());
+        assert_eq!(still, 1u32.to_be_bytes(), "that version can still open it");
+        let (handle, mut sender) = start(folder.open().unwrap());
+        sender.push(Transfer::settlement(AccountId::new(1), 3));
+        handle.stop();
+        let store = folder.open().unwrap();
+        assert_eq!(
+            version(&store),
+            schema::FORMAT_VERSION.to_be_bytes(),
+            "and now it would misread it"
+        );
+        drop(store);
+        let kept = recover(&mut folder.open().unwrap()).unwrap();
+        assert_eq!((kept.open_settlements.len(), kept.accounts[1].1.booked), (1, 5));
+    }
+
+    #[test]
+    fn a_log_cut_anywhere_keeps_each_settlement_with_its_balance_or_neither() {
+        let folder = Folder::new();
+        let (handle, mut sender, made) = start_listening(folder.open().unwrap());
+        handle.apply(mutations()).unwrap();
+        let mut ends = Vec::new();
+        let mut commit = |handle: &super::super::WriterHandle, mutations| {
+            handle.apply(mutations).unwrap();
+            ends.push(fs::metadata(folder.log()).unwrap().len());
+        };
+        commit(&handle, Vec::new());
+        sender.push(Transfer::settlement(AccountId::new(0), 60));
+        commit(&handle, Vec::new());
+        let number = made.recv().unwrap().number;
+        commit(&handle, vec![Mutation::CancelSettlement { number, at_ms: 1 }]);
+        let (brought, _) = receive(&Remainder::default(), 55, 10, 1, 1);
+        commit(&handle, vec![brought]);
+        handle.stop();
+        let whole = fs::read(folder.log()).unwrap();
+        let copy = Folder::new();
+        let cuts = ends[1..].iter().flat_map(|end| [end - 1, *end]);
+        for end in (ends[0]..ends[3]).step_by(61).chain(cuts) {
+            folder.copy_to(&copy);
+            fs::write(copy.log(), &whole[..end as usize]).unwrap();
+            let store = copy.open().unwrap();
+            let reader = store.reader();
+            let book = recover(&mut { store }).unwrap();
+            let audit = reader.audit().unwrap();
+            let standing = book.accounts[0].1;
+            let left_over = reader.remainder(AccountId::new(0)).unwrap();
+            let answered = reader.settlement_answer(AccountId::new(0), &[1; 32]).unwrap().is_some();
+            let seen = (
+                standing.booked,
+                standing.prepaid,
+                audit.assets[0].pending,
+                left_over.is_zero(),
+                answered,
+            );
+            let expected = match ends.iter().filter(|whole| **whole <= end).count() {
+                1 => (0, 0, 0, true, false),
+                2 => (-60, 0, 60, true, false),
+                3 => (0, 0, 0, true, false),
+                _ => (5, 5, 0, false, true),
+            };
+            assert_eq!(seen, expected, "cut at {end} of {ends:?}");
+            drop(reader);
+            fs::remove_dir_all(&copy.0).unwrap();
+        }
+    }
+
+    #[test]
+    fn settlements_that_do_not_fit_the_book_are_refused() {
+        let original = Folder::new();
+        let (handle, mut sender) = start(original.open().unwrap());
+        handle.apply(mutations()).unwrap();
+        sender.push(Transfer::settlement(AccountId::new(0), 60));
+        handle.stop();
+        recover(&mut original.open().unwrap()).unwrap();
+        let number = schema::settlement_number(SettlementNumber::new(1));
+        let key = schema::settlement_key(AccountId::new(0), SettlementNumber::new(1));
+        let record = |amount, scale, state| {
+            schema::settlement(&Settlement {
+                number: SettlementNumber::new(1),
+                id: [1; 16],
+                account: AccountId::new(0),
+                amount,
+                scale,
+                state,
+                attempts: 0,
+                created_ms: 0,
+                last_attempt_ms: None,
+                ended_ms: None,
+                last_error: None,
+            })
+        };
+        let pending = SettlementState::Pending;
+        let balance = |booked, prepaid| {
+            schema::balance(&Standing {
+                booked,
+                prepaid,
+                settling: false,
+            })
+        };
+        let left = |scale, units: u8| schema::remainder(&Remainder::from_parts(scale, units.into(), 1).unwrap());
+        for (name, key, value, is_damage) in [
+            (family::SETTLED, &key[..], record(61, 9, pending), false),
+            (family::SETTLED, &key, record(60, 8, pending), true),
+            (family::SETTLED, &key, record(60, 9, SettlementState::Confirmed), true),
+            (family::SETTLED, &key, vec![2], true),
+            (family::SETTLING, &number, vec![0, 0, 0, 0, 0], false),
+            (family::SETTLING, &number, vec![0, 0, 0, 7, 1], true),
+            (family::SETTLING, &number, vec![0, 0, 0, 0, 2], true),
+            (family::SETTLING, &[0, 0, 0, 0, 0, 0, 0, 9], vec![0, 0, 0, 0, 1], true),
+            (family::PENDING, &[0, 0], schema::amount(59).into(), false),
+            (family::PENDING, &[0, 9], schema::amount(0).into(), true),
+            (family::PENDING, &[0, 0], vec![1], true),
+            (family::BALANCES, &[0; 4], balance(-60, -1), true),
+            (family::BALANCES, &[0; 4], [&balance(-60, 1)[..], &[0]].concat(), true),
+            (family::REMAINDER, &[0; 4], left(9, 1), true),
+            (family::REMAINDER, &[0, 0, 0, 9], left(10, 1), true),
+            (family::REMAINDER, &[0; 4], vec![0; 8], true),
+            (family::USED, &[0; 36], vec![0; 7], true),
+            (family::USED, &[0; 35], vec![0; 8], true),
+            (family::TOLD, &[0; 5], vec![0; 17], true),
+            (family::TOLD, b"\0\0\0\0\xff", vec![0; 18], true),
+            (family::META, meta::LAST_SETTLEMENT, vec![0; 8], true),
+        ] {
+            let folder = Folder::new();
+            original.copy_to(&folder);
+            tamper(&folder, name, key, &value);
+            let error = recover(&mut folder.open().unwrap()).unwrap_err();
+            let expected = match &error {
+                OpenError::Corrupt(_) => is_damage,
+                OpenError::DoesNotAddUp(_) => !is_damage,
+                _ => false,
+            };
+            assert!(expected, "{name} {key:?} {value:?}: {error}");
+            assert_eq!(
+                audit_closed(&folder.0).is_ok_and(|audit| audit.adds_up()),
+                matches!(name, family::REMAINDER | family::USED | family::TOLD | family::META)
+                    || (name == family::SETTLED && value == record(60, 8, pending))
+                    || (name == family::BALANCES && value.len() == 32),
+                "{name} {key:?} {value:?}"
+            );
+        }
     }
 
     fn route(prefix: &str, mark: u8) -> LearnedRoute {
@@ -1166,7 +2031,8 @@ mod tests {
                 let mut store = open();
                 let book = recover(&mut *store).unwrap();
                 let interval = Duration::from_millis(100);
-                let (handle, _senders) = Writer::start(store, &book, 1, Durability::Commit, interval).unwrap();
+                let (handle, _senders) =
+                    Writer::start(store, &book, 1, Durability::Commit, interval, unbounded().0).unwrap();
                 let applied = handle.apply(mutations);
                 handle.stop();
                 applied.map(|_| recover(&mut *open()).unwrap())
@@ -1330,7 +2196,7 @@ mod tests {
         handle.stop();
         recover_cut(&folder, &ends, |end, book| {
             let commits = ends.iter().filter(|whole| **whole <= end).count();
-            assert_eq!(book.accounts[1].1, commits as i128, "cut at {end} of {ends:?}");
+            assert_eq!(book.accounts[1].1.booked, commits as i128, "cut at {end} of {ends:?}");
         });
     }
 
@@ -1355,9 +2221,9 @@ mod tests {
         let error = RocksStore::open(&folder.0, &[8; 32]).err().unwrap();
         assert_eq!(error, OpenError::WrongSeed);
         assert!(error.to_string().contains("secret_seed"), "{error}");
-        tamper(&folder, family::META, meta::FORMAT_VERSION, &2u32.to_be_bytes());
+        tamper(&folder, family::META, meta::FORMAT_VERSION, &3u32.to_be_bytes());
         let error = folder.open().err().unwrap();
-        assert_eq!(error, OpenError::UnknownFormat { found: 2, expected: 1 });
+        assert_eq!(error, OpenError::UnknownFormat { found: 3, expected: 2 });
         // A newer format may have more families: it is still named, not just not understood.
         let mut newer = DB::open_cf(&options(), &folder.0, family::ALL).unwrap();
         newer.create_cf("outbox", &options()).unwrap();
@@ -1418,7 +2284,7 @@ mod tests {
             handle.apply(Vec::new()).unwrap();
             let before = listing(&folder);
             let book = read_only(&folder.0, &SEED, |store| recover(store)).unwrap();
-            assert_eq!(book.accounts[1].1, round);
+            assert_eq!(book.accounts[1].1.booked, round);
             let error = read_only(&folder.0, &[8; 32], |_| Ok(())).unwrap_err();
             assert_eq!(error, OpenError::WrongSeed);
             assert_eq!(listing(&folder), before);
@@ -1428,7 +2294,9 @@ mod tests {
         handle.stop();
         let before = listing(&folder);
         assert_eq!(
-            read_only(&folder.0, &SEED, |store| recover(store)).unwrap().accounts[1].1,
+            read_only(&folder.0, &SEED, |store| recover(store)).unwrap().accounts[1]
+                .1
+                .booked,
             3
         );
         assert_eq!(listing(&folder), before);
@@ -1464,7 +2332,7 @@ mod tests {
         for _ in 0..40 {
             match read_only(&folder.0, &SEED, |store| recover(store)) {
                 Ok(book) => {
-                    let seen = book.accounts[1].1;
+                    let seen = book.accounts[1].1.booked;
                     assert!(seen >= last, "{seen} after {last}");
                     last = seen;
                     read += 1;
@@ -1478,7 +2346,9 @@ mod tests {
         println!("{read} of 40 attempts read {last} of {paid} commits");
         assert!(read > 0 && last > 0, "{read} of 40 attempts");
         assert_eq!(
-            read_only(&folder.0, &SEED, |store| recover(store)).unwrap().accounts[1].1,
+            read_only(&folder.0, &SEED, |store| recover(store)).unwrap().accounts[1]
+                .1
+                .booked,
             paid
         );
     }
@@ -1603,7 +2473,7 @@ mod tests {
         assert!(!folder.files("sst").is_empty(), "some of it is in tables");
         let kept = recover(&mut folder.open().unwrap()).unwrap();
         assert_eq!(kept.accounts.len(), 30_000);
-        assert_eq!(kept.accounts[1].1, 1 - 2);
+        assert_eq!(kept.accounts[1].1.booked, 1 - 2);
         assert_ne!(kept.positions(), book(&[], 0).positions());
     }
 

@@ -8,7 +8,8 @@
 //! | meta      | name, see [`meta`]  | see there                                                   |
 //! | assets    | asset, u16          | scale, u8; code                                             |
 //! | accounts  | account, u32        | layout, u8; asset, u16; the rest as JSON, tokens sealed     |
-//! | balances  | account, u32        | booked, i128: positive is what we owe the holder            |
+//! | balances  | account, u32        | booked, i128: positive is what we owe the holder; what is   |
+//! |           |                     | prepaid of it, i128: not there when zero                    |
 //! | positions | asset, u16          | our own position, i128: positive is what we have gained     |
 //! | routes    | prefix              | next hop: account, u32                                      |
 //! | rates     | code                | decimal text; behind it its source, and whether it is out   |
@@ -21,21 +22,44 @@
 //! | heard     | account, u32        | layout, u8; the neighbour's table id, 16 bytes; epoch, u32  |
 //! | learned   | account, u32;       | what it told in that layout: auth, 32 bytes; path           |
 //! |           | prefix              |                                                             |
+//! | settled   | account, u32;       | an outgoing settlement, open or ended: layout, u8; the rest |
+//! |           | settlement, u64     | as JSON                                                     |
+//! | settling  | settlement, u64     | account, u32; whether it is open, u8                        |
+//! | named     | id, 16 bytes        | the settlement with this id: account, u32; settlement, u64  |
+//! | pending   | asset, u16          | the sum of the open settlements in it, i128; none: zero     |
+//! | received  | account, u32;       | how an incoming settlement that came under this key was     |
+//! |           | key, 32 bytes       | answered: what came, 32 bytes; status, u16; body            |
+//! | used      | account, u32;       | when that answer was last given, in milliseconds since      |
+//! |           | key, 32 bytes       | 1970, u64                                                   |
+//! | remainder | account, u32        | what incoming settlements left over: scale, u8; how many    |
+//! |           |                     | they were, u64; units                                       |
+//! | told      | account, u32;       | what an engine knows of an account: UUID, 16 bytes; whether |
+//! |           | URL of the engine   | it has acknowledged it, u8; what to tell it, u8             |
 
 use std::sync::Arc;
 
+use num_bigint::BigUint;
 use serde::{Deserialize, Serialize};
 
 use super::secrets::Secrets;
-use super::{LearnedRoute, PAYMENT_KEY_BYTES};
+use super::settling::{EngineAccount, EngineTask};
+use super::{LearnedRoute, PAYMENT_KEY_BYTES, SETTLEMENT_KEY_BYTES, SettlementAnswer, SettlementKey};
+use crate::ledger::account::Settlement as SettlementRule;
+use crate::ledger::settlement::Settlement;
 use crate::ledger::{
-    Account, AccountId, AccountLimits, Asset, AssetId, Links, PackedLinks, PaymentNumber, RoutingRelation, Settlement,
-    Share,
+    Account, AccountId, AccountLimits, Asset, AssetId, Links, PackedLinks, PaymentNumber, Remainder, RoutingRelation,
+    SettlementNumber, SettlementState, Share, Standing,
 };
 use crate::wire::ccp::{AUTH_BYTES, TableId};
 
 /// Counted up when a program that knows only the older layouts would misread what is stored.
-pub const FORMAT_VERSION: u32 = 1;
+///
+/// 2: there are settlements, or something of them. A store of version 1 has none, and becomes one of version 2 with the
+/// first; until then the program of before can still open it.
+pub const FORMAT_VERSION: u32 = 2;
+
+/// The oldest version that is read.
+pub const FORMAT_VERSION_MIN: u32 = 1;
 
 pub mod family {
     pub const META: &str = "meta";
@@ -51,9 +75,18 @@ pub mod family {
     pub const PAYING: &str = "paying";
     pub const HEARD: &str = "heard";
     pub const LEARNED: &str = "learned";
+    pub const SETTLED: &str = "settled";
+    pub const SETTLING: &str = "settling";
+    pub const NAMED: &str = "named";
+    pub const PENDING: &str = "pending";
+    pub const RECEIVED: &str = "received";
+    pub const USED: &str = "used";
+    pub const REMAINDER: &str = "remainder";
+    pub const TOLD: &str = "told";
 
-    pub const ALL: [&str; 13] = [
+    pub const ALL: [&str; 21] = [
         META, ASSETS, ACCOUNTS, BALANCES, POSITIONS, ROUTES, RATES, ENGINES, PAYMENTS, KEYS, PAYING, HEARD, LEARNED,
+        SETTLED, SETTLING, NAMED, PENDING, RECEIVED, USED, REMAINDER, TOLD,
     ];
 }
 
@@ -71,6 +104,8 @@ pub mod meta {
     pub const NEXT_ACCOUNT_ID: &[u8] = b"next_account_id";
     /// u64. Absent until there was one.
     pub const LAST_PAYMENT: &[u8] = b"last_payment";
+    /// u64. Absent until there was one.
+    pub const LAST_SETTLEMENT: &[u8] = b"last_settlement";
 }
 
 /// Above every code: those are UTF-8, which has no such byte.
@@ -130,6 +165,174 @@ pub fn read_paying(bytes: &[u8]) -> Result<(AccountId, u64), Malformed> {
     Ok((read_account_key(account)?, u64::from_be_bytes(sent)))
 }
 
+pub fn settlement_key(account: AccountId, number: SettlementNumber) -> [u8; 12] {
+    let mut key = [0; 12];
+    key[..4].copy_from_slice(&account_key(account));
+    key[4..].copy_from_slice(&settlement_number(number));
+    key
+}
+
+/// Key or value: whose settlement, and which.
+pub fn read_settlement_key(bytes: &[u8]) -> Result<(AccountId, SettlementNumber), Malformed> {
+    let (account, number) = bytes.split_at_checked(4).ok_or(Malformed("key of a settlement"))?;
+    Ok((read_account_key(account)?, read_settlement_number(number)?))
+}
+
+pub fn settlement_number(number: SettlementNumber) -> [u8; 8] {
+    number.get().to_be_bytes()
+}
+
+pub fn read_settlement_number(bytes: &[u8]) -> Result<SettlementNumber, Malformed> {
+    read_u64(bytes)
+        .map(SettlementNumber::new)
+        .map_err(|_| Malformed("number of a settlement"))
+}
+
+/// Whose a settlement is, and whether it is open.
+pub fn settling(settlement: &Settlement) -> Vec<u8> {
+    [
+        &account_key(settlement.account)[..],
+        &[u8::from(settlement.state.is_open())],
+    ]
+    .concat()
+}
+
+pub fn read_settling(bytes: &[u8]) -> Result<(AccountId, bool), Malformed> {
+    match bytes {
+        [account @ .., is_open @ (0 | 1)] => Ok((read_account_key(account)?, *is_open == 1)),
+        _ => Err(Malformed("state of a settlement")),
+    }
+}
+
+/// Counted up when an older program would misread the record, as [`ACCOUNT_LAYOUT`].
+const SETTLEMENT_LAYOUT: u8 = 1;
+
+/// The JSON of a settlement. Account and number are in its key.
+#[derive(Serialize, Deserialize)]
+struct SettlementRecord {
+    id: uuid::Uuid,
+    amount: u64,
+    scale: u8,
+    state: Box<str>,
+    attempts: u32,
+    created_ms: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    last_attempt_ms: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    ended_ms: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    last_error: Option<Box<str>>,
+}
+
+pub fn settlement(settlement: &Settlement) -> Vec<u8> {
+    let record = SettlementRecord {
+        id: uuid::Uuid::from_bytes(settlement.id),
+        amount: settlement.amount,
+        scale: settlement.scale,
+        state: settlement.state.as_str().into(),
+        attempts: settlement.attempts,
+        created_ms: settlement.created_ms,
+        last_attempt_ms: settlement.last_attempt_ms,
+        ended_ms: settlement.ended_ms,
+        last_error: settlement.last_error.clone(),
+    };
+    let mut bytes = vec![SETTLEMENT_LAYOUT];
+    serde_json::to_writer(&mut bytes, &record).expect("text and numbers are always valid JSON");
+    bytes
+}
+
+pub fn read_settlement(key: &[u8], value: &[u8]) -> Result<Settlement, Malformed> {
+    let (account, number) = read_settlement_key(key)?;
+    let Some((&SETTLEMENT_LAYOUT, json)) = value.split_first() else {
+        return Err(Malformed("layout of a settlement"));
+    };
+    let record: SettlementRecord = serde_json::from_slice(json).map_err(|_| Malformed("settlement"))?;
+    Ok(Settlement {
+        number,
+        id: record.id.into_bytes(),
+        account,
+        amount: record.amount,
+        scale: record.scale,
+        state: SettlementState::parse(&record.state).ok_or(Malformed("state of a settlement"))?,
+        attempts: record.attempts,
+        created_ms: record.created_ms,
+        last_attempt_ms: record.last_attempt_ms,
+        ended_ms: record.ended_ms,
+        last_error: record.last_error,
+    })
+}
+
+/// The key under which an incoming settlement came.
+pub fn received_key(account: AccountId, key: &SettlementKey) -> Vec<u8> {
+    [&account_key(account)[..], key].concat()
+}
+
+pub fn read_received_key(bytes: &[u8]) -> Result<(AccountId, SettlementKey), Malformed> {
+    let (account, key) = bytes
+        .split_at_checked(4)
+        .ok_or(Malformed("key of an incoming settlement"))?;
+    let key = key.try_into().map_err(|_| Malformed("key of an incoming settlement"))?;
+    Ok((read_account_key(account)?, key))
+}
+
+pub fn received(input: &[u8; SETTLEMENT_KEY_BYTES], status: u16, answer: &[u8]) -> Vec<u8> {
+    [&input[..], &status.to_be_bytes(), answer].concat()
+}
+
+pub fn read_received(bytes: &[u8]) -> Result<SettlementAnswer, Malformed> {
+    let malformed = Malformed("answer to a settlement");
+    let (input, rest) = bytes.split_first_chunk().ok_or(malformed)?;
+    let (status, answer) = rest.split_first_chunk().ok_or(malformed)?;
+    Ok((*input, u16::from_be_bytes(*status), answer.into()))
+}
+
+pub fn remainder(remainder: &Remainder) -> Vec<u8> {
+    let settlements = remainder.settlements().to_be_bytes();
+    [&[remainder.scale()], &settlements[..], &remainder.units().to_bytes_be()].concat()
+}
+
+pub fn read_remainder(bytes: &[u8]) -> Result<Remainder, Malformed> {
+    let malformed = Malformed("remainder of settlements");
+    let (scale, rest) = bytes.split_first().ok_or(malformed)?;
+    let (settlements, units) = rest.split_first_chunk().ok_or(malformed)?;
+    let (settlements, units) = (u64::from_be_bytes(*settlements), BigUint::from_bytes_be(units));
+    Remainder::from_parts(*scale, units, settlements).ok_or(malformed)
+}
+
+pub fn told_key(account: AccountId, engine: &str) -> Vec<u8> {
+    [&account_key(account)[..], engine.as_bytes()].concat()
+}
+
+pub fn read_told_key(bytes: &[u8]) -> Result<(AccountId, Box<str>), Malformed> {
+    let (account, engine) = bytes.split_at_checked(4).ok_or(Malformed("engine of an account"))?;
+    Ok((read_account_key(account)?, read_text(engine)?.into()))
+}
+
+pub fn told(of: &EngineAccount) -> Vec<u8> {
+    let task = match of.task {
+        None => 0,
+        Some(EngineTask::Create) => 1,
+        Some(EngineTask::Delete) => 2,
+    };
+    [&of.uuid[..], &[u8::from(of.announced), task]].concat()
+}
+
+pub fn read_told(bytes: &[u8]) -> Result<EngineAccount, Malformed> {
+    let malformed = Malformed("task for an engine");
+    let (uuid, rest) = bytes.split_first_chunk().ok_or(malformed)?;
+    let (announced, task) = match rest {
+        [announced @ (0 | 1), 0] => (announced, None),
+        [announced @ (0 | 1), 1] => (announced, Some(EngineTask::Create)),
+        [announced @ (0 | 1), 2] => (announced, Some(EngineTask::Delete)),
+        _ => return Err(malformed),
+    };
+    Ok(EngineAccount {
+        uuid: *uuid,
+        announced: *announced == 1,
+        task,
+    })
+}
+
 /// Counted up when a program that knows only the older layouts would misread what a neighbour told.
 const HEARD_LAYOUT: u8 = 1;
 
@@ -184,7 +387,36 @@ pub fn read_u32(bytes: &[u8]) -> Result<u32, Malformed> {
         .map_err(|_| Malformed("number"))
 }
 
-/// A balance or a position.
+pub fn read_u64(bytes: &[u8]) -> Result<u64, Malformed> {
+    bytes
+        .try_into()
+        .map(u64::from_be_bytes)
+        .map_err(|_| Malformed("number"))
+}
+
+/// A balance, and what is prepaid of it.
+pub fn balance(standing: &Standing) -> Vec<u8> {
+    let mut bytes = amount(standing.booked).to_vec();
+    if standing.prepaid != 0 {
+        bytes.extend(amount(standing.prepaid));
+    }
+    bytes
+}
+
+/// As [`balance`] wrote it; whether a settlement is open is not said there.
+pub fn read_balance(bytes: &[u8]) -> Result<Standing, Malformed> {
+    let (booked, prepaid) = bytes.split_at_checked(16).ok_or(Malformed("amount"))?;
+    Ok(Standing {
+        booked: read_amount(booked)?,
+        prepaid: match prepaid {
+            [] => 0,
+            prepaid => read_amount(prepaid)?,
+        },
+        settling: false,
+    })
+}
+
+/// A position, or a sum of settlements.
 pub fn amount(amount: i128) -> [u8; 16] {
     amount.to_be_bytes()
 }
@@ -375,7 +607,7 @@ pub fn read_account(
         }
         .into(),
         round_trip_time_ms: record.round_trip_time_ms,
-        settlement: Settlement {
+        settlement: SettlementRule {
             threshold: record.settle_threshold,
             to: record.settle_to,
             engine_url: record.settlement_engine_url,
@@ -491,7 +723,7 @@ mod tests {
                 routing_relation: RoutingRelation::ALL[relation],
                 limits: limits.into(),
                 round_trip_time_ms,
-                settlement: Settlement { threshold, to, engine_url }.into(),
+                settlement: SettlementRule { threshold, to, engine_url }.into(),
                 links: links.into(),
                 created_at_ms,
             }
@@ -528,6 +760,9 @@ mod tests {
                 let _ = read_account(AccountId::new(0), bytes, &assets(), &secrets);
                 let _ = (read_asset(bytes), read_amount(bytes), read_account_key(bytes), read_asset_key(bytes));
                 let _ = (read_heard(bytes), read_learned(bytes, bytes));
+                let _ = (read_settlement(bytes, bytes), read_settling(bytes), read_balance(bytes));
+                let _ = (read_received_key(bytes), read_received(bytes), read_remainder(bytes));
+                let _ = (read_told_key(bytes), read_told(bytes));
             }
         }
 
@@ -553,6 +788,61 @@ mod tests {
             let id = AccountId::new(id);
             let route = LearnedRoute { prefix: (*prefix).into(), path: path.into(), auth };
             prop_assert_eq!(read_learned(&learned_key(id, &prefix), &learned(&route)), Ok((id, route)));
+        }
+
+        #[test]
+        fn a_settlement_comes_back(
+            id: u32,
+            (number, uuid, amount, scale) in any::<(u64, [u8; 16], u64, u8)>(),
+            state in 0..5usize,
+            (attempts, created_ms) in any::<(u32, u64)>(),
+            (last_attempt_ms, ended_ms) in any::<(Option<u64>, Option<u64>)>(),
+            last_error in proptest::option::of(text()),
+        ) {
+            let one = Settlement {
+                number: SettlementNumber::new(number),
+                id: uuid,
+                account: AccountId::new(id),
+                amount,
+                scale,
+                state: SettlementState::ALL[state],
+                attempts,
+                created_ms,
+                last_attempt_ms,
+                ended_ms,
+                last_error,
+            };
+            let (key, value) = (settlement_key(one.account, one.number), settlement(&one));
+            prop_assert_eq!(read_settling(&settling(&one)), Ok((one.account, one.state.is_open())));
+            prop_assert_eq!(read_settlement(&key, &value), Ok(one));
+            prop_assert_eq!(
+                read_settlement(&key, &[&[SETTLEMENT_LAYOUT + 1], &value[1..]].concat()),
+                Err(Malformed("layout of a settlement"))
+            );
+        }
+
+        #[test]
+        fn what_engines_brought_and_know_comes_back(
+            (id, key, input) in any::<(u32, [u8; 32], [u8; 32])>(),
+            (status, answer) in any::<(u16, Vec<u8>)>(),
+            (amount, scale) in any::<(u64, u8)>(),
+            (uuid, announced) in any::<([u8; 16], bool)>(),
+            task in 0..3usize,
+            engine in text(),
+            (booked, prepaid) in any::<(i128, i128)>(),
+        ) {
+            let id = AccountId::new(id);
+            prop_assert_eq!(read_received_key(&received_key(id, &key)), Ok((id, key)));
+            prop_assert_eq!(read_received(&received(&input, status, &answer)), Ok((input, status, answer.into())));
+            let (_, left) = Remainder::default().credit(&amount.into(), scale, 20).unwrap_or_default();
+            prop_assert_eq!(read_remainder(&remainder(&left)), Ok(left));
+            let task = [None, Some(EngineTask::Create), Some(EngineTask::Delete)][task];
+            let known = EngineAccount { uuid, announced, task };
+            prop_assert_eq!(read_told(&told(&known)), Ok(known));
+            prop_assert_eq!(read_told_key(&told_key(id, &engine)), Ok((id, engine)));
+            let standing = Standing { booked, prepaid, settling: false };
+            prop_assert_eq!(read_balance(&balance(&standing)), Ok(standing));
+            prop_assert_eq!(read_balance(&super::amount(booked)), Ok(Standing::of(booked)), "of an older version");
         }
 
         #[test]

@@ -3,7 +3,7 @@
 //! Owns the order in which the book changes and the moment at which a transfer counts as durable. Shards hand over
 //! transfers through bounded queues of their own; the thread drains all of them, folds what it found into final
 //! balances (one write per touched account, however many packets touched it), commits that as one batch, and then
-//! publishes the number of the last durable transfer of each shard. Holds and limits were checked by the shards:
+//! publishes the number of the last durable transfer of each shard and every settlement that has come into being. Holds and limits were checked by the shards:
 //! here nothing is refused but mutations.
 //!
 //! Always: what is published is on disk; what one batch changes sums to zero in every asset; after a commit that
@@ -15,17 +15,18 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError, Weak};
 use std::thread::{self, JoinHandle, Thread};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use crossbeam::queue::ArrayQueue;
 use crossbeam::utils::CachePadded;
 
 use super::fold::Ledger;
-use super::{Applied, BackupError, Book, Mutation, Reader, Store, StoreError};
+use super::{Applied, BackupError, Batch, Book, Mutation, Reader, Store, StoreError};
 use crate::ledger::audit::Audit;
 use crate::ledger::journal::TransferNumber;
-use crate::ledger::{AccountId, Transfer};
+use crate::ledger::settlement::Settlement;
+use crate::ledger::{AccountId, SettlementNumber, Standing, Transfer};
 
 /// Transfers of one shard that the writer has not taken yet. As many as a shard may have in flight: all of them can
 /// be fulfilled during one slow sync. See [`TransferSender::room`].
@@ -215,6 +216,11 @@ impl WriterHandle {
 
     /// The balance on disk: positive is what we owe the holder. `None`: no such account.
     pub fn booked(&self, id: AccountId) -> Option<i128> {
+        self.standing(id).map(|standing| standing.booked)
+    }
+
+    /// What the book on disk says of an account. `None`: no such account.
+    pub fn standing(&self, id: AccountId) -> Option<Standing> {
         self.inner.shared.ledger().durable(id)
     }
 
@@ -345,12 +351,18 @@ pub struct Writer {
     flush_interval: Duration,
     /// Taken from each shard so far.
     taken: Vec<TransferNumber>,
+    /// Is told of every settlement once it is durable.
+    settlements: Sender<Settlement>,
+    /// The last one that was told.
+    last_settlement: Option<SettlementNumber>,
     /// When the oldest transfer that waits to be committed was taken.
     pending_since: Option<Instant>,
 }
 
 impl Writer {
     /// Starts the thread on what `book`, loaded from `store`, says. `flush_interval` is for [`Durability::Relaxed`].
+    /// `settlements` is sent every outgoing settlement as soon as its record is durable; those of before the start are in
+    /// the book. The writer never waits for whoever listens, so the channel must take one per account.
     /// The thread inherits the caller's processor affinity, so call this before pinning to a core. An error is the
     /// system's that refuses the thread.
     pub fn start(
@@ -359,6 +371,7 @@ impl Writer {
         shards: usize,
         durability: Durability,
         flush_interval: Duration,
+        settlements: Sender<Settlement>,
     ) -> io::Result<(WriterHandle, Vec<TransferSender>)> {
         let shard = || {
             CachePadded::new(ShardQueue {
@@ -388,6 +401,8 @@ impl Writer {
             durability,
             flush_interval,
             taken: vec![0; shards],
+            settlements,
+            last_settlement: book.last_settlement,
             pending_since: None,
         };
         let join = thread::Builder::new().name("clearway-store".into()).spawn(move || {
@@ -462,13 +477,14 @@ impl Writer {
     /// Takes what waits in every shard's queue, but not what arrives meanwhile, into the working balances.
     fn drain(&mut self) {
         let mut any = false;
+        let now_ms = now_ms();
         let mut ledger = self.shared.ledger();
         for (shard, taken) in self.shared.shards.iter().zip(&mut self.taken) {
             for _ in 0..shard.queue.len() {
                 let Some(transfer) = shard.queue.pop() else {
                     break;
                 };
-                ledger.fold(&transfer);
+                ledger.fold(&transfer, now_ms);
                 *taken += 1;
                 any = true;
             }
@@ -512,11 +528,23 @@ impl Writer {
             self.count_sync(started.elapsed());
         }
         self.shared.ledger().published();
+        self.publish_settlements(&batch);
         let transfers = self.publish_transfers();
         for (reply, applied) in pending {
             let _ = reply.send(Ok(applied));
         }
         Some(transfers)
+    }
+
+    /// The ones that are new: what else becomes of a settlement, whoever made it so knows.
+    fn publish_settlements(&mut self, batch: &Batch) {
+        for settlement in &batch.settlements {
+            if Some(settlement.number) > self.last_settlement {
+                self.last_settlement = Some(settlement.number);
+                // Nobody listens any more when the node is stopping: it is in the book.
+                let _ = self.settlements.try_send(settlement.clone());
+            }
+        }
     }
 
     fn publish_transfers(&mut self) -> u64 {
@@ -556,12 +584,20 @@ impl Drop for Writer {
     }
 }
 
+/// Milliseconds since 1970.
+fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
 #[cfg(test)]
 mod tests {
+    use crossbeam::channel::unbounded;
+
     use super::*;
     use crate::ledger::{Asset, AssetId};
     use crate::store::tests::{account, assets, book};
-    use crate::store::{Batch, Fault, LearnedRoute, MemoryStore, OpenError, recover};
+    use crate::store::{Fault, LearnedRoute, MemoryStore, OpenError, recover};
 
     /// Nothing here is measured by the clock; this only ends a test that would hang.
     const PATIENCE: Duration = Duration::from_secs(60);
@@ -570,7 +606,8 @@ mod tests {
     fn start(disk: &MemoryStore, shards: usize, durability: Durability) -> (WriterHandle, Vec<TransferSender>) {
         let mut store = disk.clone();
         let book = recover(&mut store).unwrap();
-        Writer::start(Box::new(store), &book, shards, durability, Duration::from_millis(20)).unwrap()
+        let interval = Duration::from_millis(20);
+        Writer::start(Box::new(store), &book, shards, durability, interval, unbounded().0).unwrap()
     }
 
     fn transfer(from: u32, to: u32, incoming_amount: u64, outgoing_amount: u64) -> Transfer {
@@ -593,7 +630,7 @@ mod tests {
 
     /// Accounts 0 to 7 send, in both assets; account 8 + n counts the transfers of shard n.
     fn crowd() -> Book {
-        let accounts = (0..8 + SHARDS as u32).map(|id| (Arc::new(account(id, (id % 2) as u16)), 0));
+        let accounts = (0..8 + SHARDS as u32).map(|id| (Arc::new(account(id, (id % 2) as u16)), Standing::default()));
         Book {
             assets: assets(),
             accounts: accounts.collect(),
@@ -621,9 +658,9 @@ mod tests {
         for (shard, count) in counts.into_iter().enumerate() {
             for transfer in transfers_of(shard, seed).take(count as usize) {
                 let incoming = i128::from(transfer.incoming_amount);
-                book.accounts[transfer.from.index()].1 -= incoming;
+                book.accounts[transfer.from.index()].1.booked -= incoming;
                 book.positions[transfer.from.index() % 2] += incoming;
-                book.accounts[transfer.to.index()].1 += 1;
+                book.accounts[transfer.to.index()].1.booked += 1;
                 book.positions[transfer.to.index() % 2] -= 1;
             }
         }
@@ -664,8 +701,8 @@ mod tests {
         assert_eq!(push_all(&handle, senders, 1, count), [count; SHARDS]);
         assert!(handle.audit().unwrap().adds_up());
         let expected = book_after([count; SHARDS], 1);
-        for (account, booked) in &expected.accounts {
-            assert_eq!(handle.booked(account.id), Some(*booked));
+        for (account, standing) in &expected.accounts {
+            assert_eq!(handle.standing(account.id), Some(*standing));
         }
         assert_eq!(handle.booked(AccountId::new(99)), None);
         let stats = handle.stats();
@@ -690,7 +727,7 @@ mod tests {
                 handle.apply(vec![Mutation::PutNodeAddress("test.node".into())]).ok();
             }
             let left = recover(&mut disk.restart()).unwrap();
-            let kept = [8, 9, 10].map(|counter| u64::try_from(left.accounts[counter].1).unwrap());
+            let kept = [8, 9, 10].map(|counter| u64::try_from(left.accounts[counter].1.booked).unwrap());
             for shard in 0..SHARDS {
                 let lost = durable[shard] > kept[shard];
                 assert!(!lost, "seed {seed}: {durable:?} was acknowledged, {kept:?} is left");
@@ -701,6 +738,63 @@ mod tests {
             };
             assert_eq!(left, book_after(kept, seed), "seed {seed}");
         }
+    }
+
+    /// Every settlement that anybody was told of is kept, with what it took off the balance; one that nobody was told of
+    /// may be kept, and is in the book then.
+    #[test]
+    fn after_a_crash_every_settlement_that_was_told_is_kept_and_adds_up() {
+        for durability in [Durability::Commit, Durability::Relaxed] {
+            for seed in 1..=30u64 {
+                let accounts = 20;
+                let disk = MemoryStore::holding(book(&vec![1_000; accounts], -1_000 * accounts as i128));
+                let fault = if seed % 2 == 0 { Fault::Lost } else { Fault::KeptUnseen };
+                disk.crash_after(seed % 7, fault);
+                let mut store = disk.clone();
+                let book = recover(&mut store).unwrap();
+                let (settlements, made) = unbounded();
+                let interval = Duration::from_millis(1);
+                let (handle, mut senders) =
+                    Writer::start(Box::new(store), &book, 1, durability, interval, settlements).unwrap();
+                for id in 0..accounts as u32 {
+                    senders[0].push(Transfer::settlement(AccountId::new(id), u64::from(id) + seed));
+                    senders[0].wake();
+                    if u64::from(id) % 3 == seed % 3 {
+                        let _ = handle.apply(Vec::new());
+                    }
+                }
+                let _ = handle.apply(Vec::new());
+                handle.stop();
+                let left = recover(&mut disk.restart()).unwrap();
+                let told: Vec<Settlement> = made.try_iter().collect();
+                let kept = &left.open_settlements;
+                assert!(told.len() <= kept.len(), "seed {seed}: {told:?} of {kept:?}");
+                assert_eq!(told, kept[..told.len()], "seed {seed}");
+                assert_eq!(left.last_settlement, kept.last().map(|last| last.number));
+                for open in kept {
+                    let (_, standing) = &left.accounts[open.account.index()];
+                    assert_eq!(
+                        (standing.booked, standing.settling),
+                        (1_000 - i128::from(open.amount), true)
+                    );
+                }
+                let untouched = left.accounts.iter().filter(|(_, of)| *of == Standing::of(1_000));
+                let rest = untouched.count();
+                assert_eq!(rest + kept.len(), accounts, "seed {seed}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_second_settlement_of_an_account_is_our_mistake_and_stops_the_node() {
+        let disk = MemoryStore::holding(book(&[9], -9));
+        let (handle, mut senders) = start(&disk, 1, Durability::Commit);
+        for _ in 0..2 {
+            senders[0].push(Transfer::settlement(AccountId::new(0), 4));
+        }
+        senders[0].wake();
+        wait_until("the writer has failed", || handle.is_failed());
+        assert!(senders[0].durable() <= 1);
     }
 
     /// Each update of a neighbour takes one prefix back and tells the next: so one look tells which was the last.
@@ -778,7 +872,7 @@ mod tests {
             assert!(matches!(handle.audit(), Err(StoreError::Failed(_))));
             assert_eq!(handle.booked(AccountId::new(1)), Some(5));
             handle.stop();
-            assert_eq!(recover(&mut disk.restart()).unwrap().accounts[1].1, 5);
+            assert_eq!(recover(&mut disk.restart()).unwrap().accounts[1].1.booked, 5);
         }
     }
 
@@ -802,9 +896,9 @@ mod tests {
         assert_eq!(push_all(&handle, senders, 3, 5_000), [5_000; SHARDS]);
         let expected = book_after([5_000; SHARDS], 3);
         wait_until("the flush interval has passed", || {
-            let on_disk = |(account, booked): &(Arc<_>, _)| {
+            let on_disk = |(account, standing): &(Arc<_>, _)| {
                 let account: &crate::ledger::Account = account;
-                handle.booked(account.id) == Some(*booked)
+                handle.standing(account.id) == Some(*standing)
             };
             expected.accounts.iter().all(on_disk)
         });
@@ -830,7 +924,7 @@ mod tests {
             assert_eq!(handle.audit(), Err(StoreError::Stopped));
             assert_eq!(handle.failure(), None);
             let left = recover(&mut disk.restart()).unwrap();
-            let balances: Vec<i128> = left.accounts.iter().map(|(_, booked)| *booked).collect();
+            let balances: Vec<i128> = left.accounts.iter().map(|(_, standing)| standing.booked).collect();
             assert_eq!((balances, left.positions), (vec![-3000, 2000], vec![1000, 0]));
         }
     }
@@ -949,8 +1043,15 @@ mod tests {
             permits,
         };
         let interval = Duration::from_millis(20);
-        let (handle, mut senders) =
-            Writer::start(Box::new(stalled), &book(&[0, 0], 0), 1, Durability::Commit, interval).unwrap();
+        let (handle, mut senders) = Writer::start(
+            Box::new(stalled),
+            &book(&[0, 0], 0),
+            1,
+            Durability::Commit,
+            interval,
+            unbounded().0,
+        )
+        .unwrap();
         let sender = &mut senders[0];
         assert_eq!(sender.room(), TRANSFERS_WAITING_MAX);
         sender.push(transfer(0, 1, 1, 1));

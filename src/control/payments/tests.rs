@@ -38,8 +38,15 @@ impl Node {
         let book = recover(&mut store).expect("the book adds up");
         let is_new = book.accounts.is_empty();
         let flush_interval = Duration::from_millis(5);
-        let (writer, mut shards) =
-            Writer::start(Box::new(store), &book, 1, Durability::Commit, flush_interval).unwrap();
+        let (writer, mut shards) = Writer::start(
+            Box::new(store),
+            &book,
+            1,
+            Durability::Commit,
+            flush_interval,
+            unbounded().0,
+        )
+        .unwrap();
         let fake = Arc::new(FakeShards::default());
         let (starts, started) = unbounded();
         fake.set_payer(move |order, done| starts.send((order, done)).unwrap());
