@@ -4,8 +4,10 @@
 //! proof, writer, control, shards, API threads, `Ready`; peers are dialled from then on. Order at the end: no new
 //! connections, payments and packets, packets in flight and with them payments end, goodbye to peers, shards, writer.
 
+use std::collections::HashMap;
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::thread::{self, JoinHandle};
@@ -25,7 +27,7 @@ use crate::control::payments::Payments;
 use crate::control::rates::{HttpProvider, Policy, Poller, Providers};
 use crate::control::{Control, Readiness, StartError};
 use crate::keys::Keys;
-use crate::ledger::Standing;
+use crate::ledger::{AccountId, Standing};
 use crate::logs;
 use crate::net::Waker;
 use crate::net::listener;
@@ -33,9 +35,10 @@ use crate::net::ring::{Unsupported, check_kernel};
 use crate::pipeline::Settings;
 use crate::pipeline::forward::Windows;
 use crate::shard::clock::Clock;
-use crate::shard::control::{NeighbourNews, Pending, neighbour_events};
+use crate::shard::control::{NeighbourNews, Pending, Port, neighbour_events};
 use crate::shard::dialing::Lookup;
 use crate::shard::handle::ShardsHandle;
+use crate::shard::http_serving::Tokens;
 use crate::shard::mesh::{Cold, Mailbox};
 use crate::shard::{Setup, Shard};
 use crate::store::{self, OpenError, RocksStore, Writer, WriterHandle};
@@ -87,8 +90,6 @@ pub struct Connector {
     shards: ShardsHandle,
     shard_threads: Vec<JoinHandle<()>>,
     writer: WriterHandle,
-    /// Reserved for the settlement API, so that no other program takes the port meanwhile.
-    _settlement_listener: std::os::fd::OwnedFd,
 }
 
 impl Connector {
@@ -123,6 +124,8 @@ impl Connector {
         for (account, standing) in &book.accounts {
             balances[account.id.index()] = *standing;
         }
+        let open = book.open_settlements.iter();
+        let open_settlements = Arc::new(open.map(|open| (open.account, open.amount)).collect());
         let (writer, transfers) = Writer::start(
             Box::new(store),
             &book,
@@ -157,7 +160,10 @@ impl Connector {
         let (news, neighbour_events) = neighbour_events();
         let shared = SharedSetup {
             settings: settings(config),
-            admin_token: (*keys.admin_auth_token).into(),
+            tokens: Tokens {
+                admin: (*keys.admin_auth_token).into(),
+                settlement: config.settlement_api_token.as_deref().map(Arc::from),
+            },
             secret_seed: keys.secret_seed,
             mailboxes,
             store: writer.clone(),
@@ -166,6 +172,7 @@ impl Connector {
             lookups: lookup_sender,
             changes: Arc::new(control.initial_changes()),
             booked,
+            open_settlements,
             connections_max: listener::connections_max(),
             connections_open: Arc::default(),
             give_back_memory,
@@ -173,12 +180,16 @@ impl Connector {
         progress(&format!("starting {} shards", config.shards));
         let mut shard_threads = Vec::new();
         for (shard, transfers) in transfers.into_iter().enumerate() {
-            let http_listener = http_listener.try_clone().map_err(ConnectorError::Thread)?;
-            let setup = shared.setup(http_listener, transfers);
+            let listeners = [(Port::Api, &http_listener), (Port::Settlement, &settlement_listener)]
+                .into_iter()
+                .map(|(port, listener)| Ok((port, listener.try_clone()?)))
+                .collect::<io::Result<_>>()
+                .map_err(ConnectorError::Thread)?;
+            let setup = shared.setup(listeners, transfers);
             shard_threads.push(start_shard(shard as u16, setup)?);
         }
         drop(shared);
-        drop(http_listener);
+        drop((http_listener, settlement_listener));
 
         let neighbours = Neighbours::start(prepared, neighbour_events).map_err(ConnectorError::Thread)?;
         let settings = api_settings(config, keys, change_log_filter);
@@ -203,7 +214,6 @@ impl Connector {
             shards,
             shard_threads,
             writer,
-            _settlement_listener: settlement_listener,
         })
     }
 
@@ -233,7 +243,7 @@ impl Connector {
 /// What all shards get alike.
 struct SharedSetup {
     settings: Settings,
-    admin_token: Arc<str>,
+    tokens: Tokens,
     secret_seed: [u8; 32],
     mailboxes: Arc<[Mailbox]>,
     store: WriterHandle,
@@ -242,18 +252,19 @@ struct SharedSetup {
     lookups: Sender<Lookup>,
     changes: Arc<Vec<crate::shard::control::Change>>,
     booked: Arc<[Standing]>,
+    open_settlements: Arc<HashMap<AccountId, u64>>,
     connections_max: usize,
     connections_open: Arc<AtomicUsize>,
     give_back_memory: fn(),
 }
 
 impl SharedSetup {
-    fn setup(&self, listener: std::os::fd::OwnedFd, transfers: store::TransferSender) -> Setup {
+    fn setup(&self, listeners: Vec<(Port, OwnedFd)>, transfers: store::TransferSender) -> Setup {
         Setup {
             settings: self.settings.clone(),
-            admin_token: self.admin_token.clone(),
+            tokens: self.tokens.clone(),
             secret_seed: self.secret_seed,
-            listeners: vec![listener],
+            listeners,
             mailboxes: self.mailboxes.clone(),
             transfers,
             store: self.store.clone(),
@@ -262,6 +273,7 @@ impl SharedSetup {
             lookups: self.lookups.clone(),
             changes: self.changes.clone(),
             booked: self.booked.clone(),
+            open_settlements: self.open_settlements.clone(),
             connections_max: self.connections_max,
             connections_open: self.connections_open.clone(),
             clock: Clock::start(),

@@ -9,7 +9,8 @@
 //! wire/          * bytes <-> messages: OER, addresses, packets, BTP, WebSocket, HTTP/1.1
 //! ledger/        * accounts and their balances, holds, transfers; what waits for the disk; who is who; the audit
 //! routing/         every route and the choice among them; * the table that packets are looked up in
-//! pipeline/      * a packet's rules in two halves, what is in flight, limits, rates, reasons to reject
+//! pipeline/      * a packet's rules in two halves, what is in flight, limits, rates, reasons to reject,
+//!                  when an account is settled
 //! link/          * ILP-over-HTTP, BTP and who follows payments, as state machines over bytes
 //! stream/          STREAM at both ends: a payment as a state machine, what answers one, and the secrets they share
 //! ------ up to here: no sockets, no disk, no clock, no async. From here on: io_uring, glommio, RocksDB, the world ------

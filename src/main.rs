@@ -134,7 +134,7 @@ fn start_message(config: &Config, keys: &Keys, connector: &Connector) -> String 
         Origin::Kept(path) | Origin::Made(path) => format!("$(cat {})", path.display()),
     };
     format!(
-        "clearway {version}: listening on {node} as {address} (settlement API reserved on {settlement})\n\
+        "clearway {version}: listening on {node} as {address} (settlement API on {settlement})\n\
          \x20 secret seed   {seed}\n\
          \x20 admin token   {admin}\n\
          \x20 try           curl {node}/\n\

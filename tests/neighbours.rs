@@ -1,8 +1,10 @@
 //! Shards and neighbours, without the cold half of a node: its place is taken by the test. What the node asks over either
-//! kind of link, what becomes of a neighbour's request until it is answered, and what is told of links.
+//! kind of link, what becomes of a neighbour's request until it is answered, and what is told of links. Also what the cold
+//! half tells shards of settlements.
 
 mod support;
 
+use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,20 +14,24 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use clearway::ledger::account::Links;
-use clearway::ledger::{Account, AccountId, AccountLimits, Asset, AssetId, OrDefault, PackedLinks, RoutingRelation};
+use clearway::ledger::{
+    Account, AccountId, AccountLimits, Asset, AssetId, OrDefault, PackedLinks, RoutingRelation, Settlement,
+};
 use clearway::net::{Waker, listener};
 use clearway::pipeline::Settings;
 use clearway::pipeline::forward::Windows;
 use clearway::pipeline::rates::Decimal;
 use clearway::shard::clock::Clock;
 use clearway::shard::control::{
-    Change, NeighbourEvent, NeighbourEvents, PeerAnswer, PeerRequest, PeerService, Shards, neighbour_events,
+    Change, NeighbourEvent, NeighbourEvents, PeerAnswer, PeerRequest, PeerService, Port, SettleNow, Shards,
+    neighbour_events,
 };
 use clearway::shard::dialing::Lookup;
 use clearway::shard::handle::ShardsHandle;
+use clearway::shard::http_serving::Tokens;
 use clearway::shard::mesh::{Cold, Mailbox};
 use clearway::shard::{Setup, Shard};
-use clearway::store::{self, Durability, RocksStore, Writer, WriterHandle};
+use clearway::store::{self, Durability, Mutation, RocksStore, Writer, WriterHandle};
 use clearway::wire::packet::ErrorCode;
 use clearway::wire::peer::encode_request;
 use clearway::wire::timestamp::Timestamp;
@@ -86,9 +92,12 @@ impl Hub {
                     windows: Windows::default(),
                     spread: Decimal::zero(),
                 },
-                admin_token: "nobody has it".into(),
+                tokens: Tokens {
+                    admin: "nobody has it".into(),
+                    settlement: None,
+                },
                 secret_seed: [7; 32],
-                listeners: vec![listening.try_clone().expect("a duplicate")],
+                listeners: vec![(Port::Api, listening.try_clone().expect("a duplicate"))],
                 mailboxes: mailboxes.clone(),
                 transfers,
                 store: writer.clone(),
@@ -97,6 +106,7 @@ impl Hub {
                 lookups: lookups.clone(),
                 changes: Arc::new(vec![Change::NodeAddress("test.hub".into())]),
                 booked: Arc::new([]),
+                open_settlements: Arc::default(),
                 connections_max: 1_000,
                 connections_open: Arc::default(),
                 clock: Clock::start(),
@@ -123,13 +133,19 @@ impl Hub {
 
     /// An account that may send no packet and owe nothing: what neighbours are asked needs neither.
     fn put(&self, id: u32, relation: RoutingRelation, links: Links) -> AccountId {
+        let account = Self::account(id, relation, links);
+        self.handle.publish(&[Change::Account(Arc::new(account))]);
+        AccountId::new(id)
+    }
+
+    fn account(id: u32, relation: RoutingRelation, links: Links) -> Account {
         let limits = AccountLimits {
             packets_per_minute: (relation == RoutingRelation::Parent).then_some(0),
             balance_min: Some(0),
             balance_max: Some(0),
             ..AccountLimits::default()
         };
-        let account = Account {
+        Account {
             id: AccountId::new(id),
             uuid: [id as u8; 16],
             username: name_of(id).into(),
@@ -146,9 +162,7 @@ impl Hub {
             settlement: OrDefault::default(),
             links: PackedLinks::from(links),
             created_at_ms: 0,
-        };
-        self.handle.publish(&[Change::Account(Arc::new(account))]);
-        AccountId::new(id)
+        }
     }
 
     fn ask(&self, account: AccountId, prepare: &[u8]) -> Receiver<Option<Reply>> {
@@ -655,4 +669,101 @@ fn a_payment_is_no_question() {
     encode_request(&mut prepare, Timestamp::from_millis(now()), elsewhere, b"");
     let asked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| hub.ask(account, &prepare)));
     assert!(asked.is_err());
+}
+
+/// An account that pays ahead, so that it is settled without a packet.
+#[test]
+fn settlements_are_made_told_of_and_ended() {
+    let hub = Hub::start("settlements");
+    let asset = Asset {
+        code: "ABC".into(),
+        scale: 9,
+    };
+    let put = |id: u32, settlement: Settlement| {
+        let account = Arc::new(Account {
+            settlement: settlement.into(),
+            ..Hub::account(id, RoutingRelation::Peer, Links::default())
+        });
+        let mutations = vec![
+            Mutation::PutAsset(AssetId::new(0), asset.clone()),
+            Mutation::PutAccount(account.clone()),
+        ];
+        hub.writer.apply(mutations).expect("a new account");
+        hub.handle.publish(&[Change::Account(account)]);
+        AccountId::new(id)
+    };
+    let engine = || Some("http://127.0.0.1:9/".into());
+    let state = |id| {
+        let state = hub.handle.account_state(id).expect("the account is there");
+        (state.booked, state.prepaid, state.settling)
+    };
+    let without_engine = put(
+        0,
+        Settlement {
+            to: Some(-5),
+            ..Settlement::default()
+        },
+    );
+    let ordered = put(
+        1,
+        Settlement {
+            to: Some(-5),
+            engine_url: engine(),
+            ..Settlement::default()
+        },
+    );
+    let by_rule = put(
+        2,
+        Settlement {
+            threshold: Some(0),
+            to: Some(-7),
+            engine_url: engine(),
+        },
+    );
+    let without_rule = put(
+        3,
+        Settlement {
+            engine_url: engine(),
+            ..Settlement::default()
+        },
+    );
+    assert_eq!(hub.handle.settle_now(without_rule), SettleNow::NoRule);
+    assert_eq!(hub.handle.settle_now(without_engine), SettleNow::NoEngine);
+    assert_eq!(hub.handle.settle_now(AccountId::new(9)), SettleNow::NotReady);
+
+    // The rule of its own accord, an order when it comes; both are in the book soon.
+    eventually("the rule has settled", || (state(by_rule) == (-7, 0, 7)).then_some(()));
+    assert_eq!(hub.handle.settle_now(by_rule), SettleNow::Open);
+    assert_eq!(hub.handle.settle_now(ordered), SettleNow::Made { amount: 5 });
+    assert_eq!(state(ordered), (-5, 0, 5));
+    for (account, booked) in [(by_rule, -7), (ordered, -5)] {
+        let is_booked = || (hub.writer.booked(account) == Some(booked)).then_some(());
+        eventually("the settlement is in the book", is_booked);
+    }
+
+    // The peer pays ahead too, and the settlements end: one is confirmed, one cancelled.
+    hub.handle.publish(&[
+        Change::SettlementReceived {
+            account: by_rule,
+            credited: 10,
+        },
+        Change::SettlementEnded {
+            account: by_rule,
+            returned: 0,
+        },
+        Change::SettlementEnded {
+            account: ordered,
+            returned: 5,
+        },
+    ]);
+    assert_eq!(state(by_rule), (3, 3, 0), "and is not settled again for it");
+    assert_eq!(state(ordered), (0, 0, 0));
+    assert_eq!(hub.handle.settle_now(ordered), SettleNow::Made { amount: 5 });
+
+    // An engine for all in the asset.
+    let assets = Arc::new(HashSet::from([AssetId::new(0)]));
+    hub.handle.publish(&[Change::SettlingAssets(assets)]);
+    assert_eq!(hub.handle.settle_now(without_engine), SettleNow::Made { amount: 5 });
+    hub.handle.publish(&[Change::CloseAccount(by_rule)]);
+    assert_eq!(hub.handle.settle_now(by_rule), SettleNow::NotReady);
 }

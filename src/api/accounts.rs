@@ -399,7 +399,7 @@ struct BalanceAnswer<'a> {
     asset_scale: u8,
     /// The same in whole units, exactly.
     balance_scaled: String,
-    prepaid_amount: u64,
+    prepaid_amount: i128,
     held: i128,
     pending_settlement: u64,
 }
@@ -412,10 +412,9 @@ impl<'a> BalanceAnswer<'a> {
             asset_code: &account.asset.code,
             asset_scale: account.asset.scale,
             balance_scaled: scaled(balance, account.asset.scale),
-            // Nothing is paid in or out without a settlement engine, and accounts have none yet.
-            prepaid_amount: 0,
+            prepaid_amount: state.prepaid,
             held: state.held,
-            pending_settlement: 0,
+            pending_settlement: state.settling,
         }
     }
 }

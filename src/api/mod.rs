@@ -2,8 +2,9 @@
 //!
 //! Owns the way of one call: path, method, size, credentials, content type, JSON, and what is answered or refused, in
 //! this order. [`path`] names resources, [`auth`] admits callers, [`json`], [`fields`] and [`values`] read bodies,
-//! [`problem`] says no, [`stream`] answers at length; one file per group of calls does the rest. Leaves connections and
-//! HTTP's own framing to the shards, which hand over whole requests, and every effect to [`crate::control`].
+//! [`problem`] says no, [`stream`] answers at length; one file per group of calls does the rest, [`settlement_port`] what
+//! engines ask on their own port. Leaves connections and HTTP's own framing to the shards, which hand over whole requests,
+//! and every effect to [`crate::control`].
 //!
 //! Always: a handler may wait (for the disk, for all shards, for packets in flight), so it runs on a thread of its own
 //! and never on a shard; what takes longer is answered later and holds no thread ([`Answer`]); a call that was refused has
@@ -22,6 +23,7 @@ mod problem;
 mod query;
 mod rates;
 mod routes;
+mod settlement_port;
 mod spsp;
 mod stream;
 mod values;
@@ -41,7 +43,7 @@ use crate::control::explain::PacketRules;
 use crate::control::payments::Payments;
 use crate::logs;
 use crate::shard::clock;
-use crate::shard::control::{ApiRequest, ApiResponse, Pending, Piece};
+use crate::shard::control::{ApiRequest, ApiResponse, Pending, Piece, Port};
 use crate::stream::secret::TokenMaker;
 use crate::wire::timestamp::Timestamp;
 
@@ -175,6 +177,9 @@ impl Api {
 
     /// The same at a given time: of the wall, and monotonic in milliseconds.
     fn answer(&self, request: &ApiRequest, now: Timestamp, now_ms: u64) -> Result<Answer, Problem> {
+        if request.port == Port::Settlement {
+            return settlement_port::answer(request);
+        }
         let Some((resource, query)) = Resource::parse(&request.target) else {
             return Err(Problem::new(Kind::NotFound, "there is nothing under this path"));
         };
@@ -330,6 +335,8 @@ fn check_content_type(request: &ApiRequest) -> Result<(), Problem> {
 /// One line per call, written when it is answered; the query stays out, because clients put secrets there.
 struct AccessLine {
     peer: IpAddr,
+    /// The same path is another thing on another port.
+    port: &'static str,
     method: String,
     path: String,
     referrer: String,
@@ -348,6 +355,10 @@ impl AccessLine {
         };
         Self {
             peer: request.peer,
+            port: match request.port {
+                Port::Api => "api",
+                Port::Settlement => "settlement",
+            },
             method: request.method.clone(),
             path: request.target.split('?').next().unwrap_or_default().to_owned(),
             referrer: header("referer"),
@@ -359,6 +370,7 @@ impl AccessLine {
         tracing::info!(
             target: "api",
             peer = %self.peer,
+            port = self.port,
             method = self.method,
             path = self.path,
             status,

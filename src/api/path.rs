@@ -7,7 +7,7 @@
 use crate::wire::http::percent::percent_decode;
 
 /// What the shards let through: 64 KiB for accounts and settings, 4 MiB for maps of rates and routes.
-pub use crate::shard::http_serving::{BODY_BYTES_MAX, TABLE_BODY_BYTES_MAX as MAP_BODY_BYTES_MAX};
+pub use crate::shard::http_serving::{BODY_BYTES_MAX, LARGE_BODY_BYTES_MAX as MAP_BODY_BYTES_MAX};
 
 /// What a path names. Names and prefixes are decoded and not checked any further.
 #[derive(Clone, PartialEq, Eq, Debug)]

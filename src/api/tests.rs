@@ -10,7 +10,7 @@ use crate::control::Readiness;
 use crate::control::fake::{FakeBook, FakeDirections, Node, PaymentDone, payment_end};
 use crate::ledger::account::AccountId;
 use crate::pipeline::LOCAL;
-use crate::shard::control::{AccountState, BodySource, PaymentEnd, PaymentOrder, RefusedHere, Shards};
+use crate::shard::control::{AccountState, BodySource, PaymentEnd, PaymentOrder, Port, RefusedHere, Shards};
 use crate::stream::ratio::Ratio;
 use crate::stream::sender::{Bounds, Failure, Quote};
 use crate::wire::base64;
@@ -91,6 +91,7 @@ impl Caller {
             value => headers.push(("authorization".to_owned(), value.into())),
         }
         ApiRequest {
+            port: Port::Api,
             method: method.to_owned(),
             target: target.to_owned(),
             headers,
@@ -873,6 +874,26 @@ fn balances() {
     caller.node.shards.set_state(
         alice,
         AccountState {
+            booked: 500,
+            held: 100,
+            prepaid: 450,
+            settling: 70,
+            ..Default::default()
+        },
+    );
+    caller.check(&[(
+        "GET /accounts/alice/balance",
+        "admin",
+        "",
+        200,
+        &[
+            r#"{"balance":400,"#,
+            r#""prepaid_amount":450,"held":100,"pending_settlement":70}"#,
+        ],
+    )]);
+    caller.node.shards.set_state(
+        alice,
+        AccountState {
             booked: i128::from(u64::MAX) * 8,
             ..Default::default()
         },
@@ -1275,6 +1296,33 @@ fn what_was_changed_is_there_after_a_restart() {
     let [alice, bob] = [0, 1].map(|number| Some(AccountId::new(number)));
     let next_hops = ["example.bob", "g", "g.hub.alice", "g.hub"].map(next_hop);
     assert_eq!(next_hops, [bob, alice, alice, Some(LOCAL)]);
+}
+
+/// What the operator may do is not done on the port of settlement engines.
+#[test]
+fn the_port_of_engines_serves_no_call_of_the_other() {
+    let mut caller = Caller::new();
+    let commits = caller.node.book.commits();
+    for (call, body) in [
+        ("GET /", ""),
+        ("POST /accounts", ALICE),
+        ("GET /accounts", ""),
+        ("DELETE /accounts/alice", ""),
+        ("PUT /rates", r#"{"ABC":1}"#),
+        ("OPTIONS /accounts", ""),
+        ("PATCH /", ""),
+        ("GET *", ""),
+    ] {
+        let request = ApiRequest {
+            port: Port::Settlement,
+            ..caller.request(call, "admin", body)
+        };
+        let (status, answer, _) = show(caller.api.answered(&request));
+        assert_eq!(status, 404, "{call}: {answer}");
+        assert!(answer.contains(r#""code":"not_found""#), "{call}: {answer}");
+    }
+    assert_eq!(caller.node.book.commits(), commits);
+    assert_eq!(caller.node.shards.take_published(), "");
 }
 
 #[test]

@@ -93,16 +93,15 @@ impl Control {
         self.bookkeeper.apply(put_account(&account, is_new_asset))?;
         // Durable: nothing below can fail.
         changes.next_account_id = next_account_id;
-        let routes = {
+        let (routes, settling) = {
             let mut state = self.write();
-            if is_new_asset {
-                state.add_asset(account.asset_id, Arc::clone(&account.asset));
-            }
+            let settling = add_asset(&mut state, &account, is_new_asset);
             state.put_account(Arc::clone(&account));
             state.begin_link(&account);
-            state.routes.apply(State::claims_of(&account))
+            (state.routes.apply(State::claims_of(&account)), settling)
         };
-        self.publish([Change::Account(Arc::clone(&account))], routes, []);
+        let account_put = Change::Account(Arc::clone(&account));
+        self.publish(settling.into_iter().chain([account_put]), routes, []);
         drop(changes);
         self.neighbours.account_changed(account.id);
 
@@ -172,19 +171,16 @@ impl Control {
             });
         }
         // Durable: nothing below can fail.
-        let routes = {
+        let (routes, settling) = {
             let mut state = self.write();
-            if is_new_asset {
-                state.add_asset(after.asset_id, Arc::clone(&after.asset));
-            }
+            let settling = add_asset(&mut state, &after, is_new_asset);
             state.put_account(Arc::clone(&after));
-            state
-                .routes
-                .apply(State::unclaims_of(&before).chain(State::claims_of(&after)))
+            let claims = State::unclaims_of(&before).chain(State::claims_of(&after));
+            (state.routes.apply(claims), settling)
         };
         let account = [Change::Account(Arc::clone(&after))];
         let reopened = changes_asset.then_some(Change::ReopenAccount(after.id));
-        self.publish(account.into_iter().chain(reopened), routes, []);
+        self.publish(settling.into_iter().chain(account).chain(reopened), routes, []);
         let is_parent = |account: &Account| account.routing_relation == RoutingRelation::Parent;
         if is_parent(&before) && !is_parent(&after) {
             self.leave_parent();
@@ -344,6 +340,15 @@ fn chosen_address(state: &State, username: &str, edit: &Edit<Box<str>>) -> Resul
         },
         None => Ok((generated_address(&state.node_address, username)?, true)),
     }
+}
+
+/// Adds the account's asset if it is new. What the shards have to know of it then.
+fn add_asset(state: &mut State, account: &Account, is_new: bool) -> Option<Change> {
+    if !is_new {
+        return None;
+    }
+    state.add_asset(account.asset_id, Arc::clone(&account.asset));
+    state.change_of_new_asset(&account.asset)
 }
 
 fn put_account(account: &Arc<Account>, is_new_asset: bool) -> Vec<Mutation> {

@@ -14,7 +14,8 @@ use crate::ledger::{AccountId, PaymentNumber, Transfer};
 use crate::routing::forwarding::Forwarding;
 use crate::routing::table::Step;
 use crate::shard::control::{
-    AccountState, Answered, Change, PaymentEnd, PaymentOrder, QUESTIONS_MAX, RefusedHere, Shards, StillInFlight,
+    AccountState, Answered, Change, PaymentEnd, PaymentOrder, QUESTIONS_MAX, RefusedHere, SettleNow, Shards,
+    StillInFlight,
 };
 use crate::store::tests::MemoryBook;
 use crate::store::{Applied, Book, Mutation, PAYMENT_KEY_BYTES, StoreError, StoredPayment};
@@ -263,6 +264,11 @@ impl Shards for FakeShards {
         }
     }
 
+    /// Nothing is owed to anybody.
+    fn settle_now(&self, _account: AccountId) -> SettleNow {
+        SettleNow::NothingOwed
+    }
+
     fn wait_for_btp(&self, id: AccountId, _at_most: Duration) -> bool {
         self.state(id).btp_connected
     }
@@ -341,6 +347,13 @@ pub(crate) fn show(change: &Change) -> String {
         Change::Routes(snapshot) => format!("routes:{}", snapshot.len()),
         Change::Rates(rates) => format!("rates:{}", rates.len()),
         Change::NodeAddress(address) => format!("node:{address}"),
+        Change::SettlingAssets(assets) => {
+            let mut numbers: Vec<u16> = assets.iter().map(|asset| asset.get()).collect();
+            numbers.sort_unstable();
+            format!("settling:{numbers:?}")
+        }
+        Change::SettlementEnded { account, returned } => format!("settled:{account}+{returned}"),
+        Change::SettlementReceived { account, credited } => format!("received:{account}+{credited}"),
     }
 }
 

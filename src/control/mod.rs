@@ -360,9 +360,13 @@ impl Control {
     pub fn initial_changes(&self) -> Vec<Change> {
         let snapshot = self.first_snapshot();
         let state = self.read();
-        let mut changes = Vec::with_capacity(3 + state.directory.len());
+        let mut changes = Vec::with_capacity(4 + state.directory.len());
         changes.push(Change::NodeAddress(Arc::clone(&state.node_address)));
         changes.push(Change::Rates(Arc::clone(&state.rates)));
+        let settling = state.settling_assets();
+        if !settling.is_empty() {
+            changes.push(Change::SettlingAssets(Arc::new(settling)));
+        }
         changes.extend(
             state
                 .directory

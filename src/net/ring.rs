@@ -56,7 +56,7 @@ impl SocketId {
 /// What happened. `Closed` is the last word about a socket.
 pub enum Completion {
     /// A connection came in on the listening socket with this index.
-    Accepted { connection: OwnedFd },
+    Accepted { listener: usize, connection: OwnedFd },
     /// The listening socket cannot accept now (no descriptors left); arm it again later.
     AcceptPaused { listener: usize, error: io::Error },
     /// Bytes arrived. Give the buffer back with [`Ring::give_back`].
@@ -509,7 +509,10 @@ impl Ring {
                 if result >= 0 {
                     // SAFETY: the kernel has just opened this descriptor for us.
                     let connection = unsafe { OwnedFd::from_raw_fd(result) };
-                    completions.push(Completion::Accepted { connection });
+                    completions.push(Completion::Accepted {
+                        listener: id.index(),
+                        connection,
+                    });
                 }
                 if !more && self.accepting {
                     match -result {

@@ -8,6 +8,8 @@
 //! things takes it out of the table: `response`, `expire`, or `fail` (the link broke). Each gives the
 //! [`Origin`](in_flight::Origin) back, which [`Pipeline::finish`] ends on the first shard.
 //!
+//! After it a settlement of the account that was paid may be due: [`settling`].
+//!
 //! What ends here instead is in [`local`]. A request of a neighbour, and a question of our own to one, is a packet of
 //! amount 0 that waits in the same table.
 //!
@@ -22,6 +24,7 @@ pub mod outgoing;
 pub mod rates;
 pub mod reject;
 pub mod response;
+pub mod settling;
 pub mod stats;
 
 use std::collections::HashMap;
@@ -39,6 +42,7 @@ use forward::Windows;
 use in_flight::Table;
 use limits::Bucket;
 use rates::{Conversion, Decimal, Rates};
+use settling::{Rule, Settling};
 use stats::Stats;
 
 /// One reading of the clock, good for a turn of the shard.
@@ -71,6 +75,8 @@ struct Member {
     balance: Balance,
     /// Only accounts with a limit pay for its buckets.
     budgets: Option<Box<Budgets>>,
+    /// Only accounts with a threshold are settled by themselves.
+    rule: Option<Box<Rule>>,
     /// Packets in flight, from it and to it; those of amount 0 count too.
     in_flight: u32,
     /// Being deleted: no new packets in either direction.
@@ -78,6 +84,9 @@ struct Member {
     /// The account has limits. Without, its settings are not looked at for a packet.
     limited: bool,
 }
+
+// There may be a hundred thousand of them.
+const _: () = assert!(size_of::<Member>() <= 96);
 
 /// What every packet needs to know of both of its accounts, for all accounts of the node: their settings are not in any
 /// cache when there are a hundred thousand of them, and these are eight bytes.
@@ -135,6 +144,7 @@ pub struct Pipeline {
     shards: u32,
     shard: u32,
     in_flight: Table,
+    settling: Settling,
     /// Prepares accepted here whose Origin is not finished.
     accepted: usize,
     /// The node is stopping: no new Prepares.
@@ -161,6 +171,7 @@ impl Pipeline {
             shards,
             shard,
             in_flight: Table::new(now.monotonic_ms),
+            settling: Settling::default(),
             accepted: 0,
             stopping: false,
             cannot_commit: false,
@@ -206,6 +217,7 @@ impl Pipeline {
                     account: account.clone(),
                     balance: Balance::from_book(standing),
                     budgets: None,
+                    rule: None,
                     in_flight: 0,
                     closing: false,
                     limited: false,
@@ -218,8 +230,13 @@ impl Pipeline {
                 );
             }
             member.set_budgets(&account, now);
+            member.set_rule(&account);
             member.limited = *account.limits != AccountLimits::default();
             member.account = account.clone();
+            if standing.settling {
+                self.set_open_settlement(id, None);
+            }
+            self.look_soon(id);
         }
         *place_in(&mut self.briefs, id.index()) = Some(Brief::of(&account));
         self.directory.insert(account);
@@ -230,6 +247,7 @@ impl Pipeline {
         if let Some(member) = self.member_mut(id) {
             member.closing = closing;
         }
+        self.look_soon(id);
     }
 
     /// Whether the account of this shard takes no new packets.
@@ -244,6 +262,7 @@ impl Pipeline {
         {
             assert!(member.in_flight == 0, "an account goes when nothing of it is in flight");
         }
+        self.forget_settlement(id);
         if let Some(place) = self.briefs.get_mut(id.index()) {
             *place = None;
         }

@@ -30,7 +30,7 @@ pub enum Outcome {
 
 impl Pipeline {
     /// A Fulfill from `from` for the Prepare `id`. `None`: it belongs to nothing that waits, is too late or invented,
-    /// and moves no money.
+    /// and moves no money. A settlement may be due after it, see [`Pipeline::has_to_settle`].
     pub fn fulfilled(&mut self, id: RequestId, from: AccountId, fulfill: &Fulfill<'_>) -> Option<Answer> {
         let InFlight {
             origin,
@@ -58,10 +58,11 @@ impl Pipeline {
             outgoing_amount: reservation.amount(),
             payment: origin.reply_to.payment(),
         };
-        self.member_mut(to)
-            .expect(IN_FLIGHT_KEEPS)
-            .balance
-            .commit_reservation(reservation);
+        let member = self.member_mut(to).expect(IN_FLIGHT_KEEPS);
+        member.balance.commit_reservation(reservation);
+        if member.rule.is_some() && transfer.outgoing_amount > 0 {
+            self.note_cause(to);
+        }
         self.stats.fulfilled += 1;
         let moves_money = transfer.incoming_amount > 0 || transfer.outgoing_amount > 0;
         Some(Answer::Fulfilled {
@@ -113,6 +114,10 @@ impl Pipeline {
         match outcome {
             Outcome::Fulfilled => member.balance.commit_hold(hold),
             Outcome::Rejected => member.balance.release_hold(hold),
+        }
+        // What was on hold, or what it has used of what was prepaid, no longer stands in the way of a settlement.
+        if member.rule.is_some() && amount > 0 {
+            self.note_cause(from);
         }
         self.accepted -= 1;
         if outcome == Outcome::Rejected {

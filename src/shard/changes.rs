@@ -59,6 +59,9 @@ impl Shard {
             Cold::Resolved(resolved) => self.resolved(*resolved),
             Cold::PeerAnswer { from, id, answer } => self.peer_answered(from, id, answer.map(|answer| *answer)),
             Cold::Ask { account, packet, done } => self.ask(account, &packet, done),
+            Cold::SettleNow(account, answer) => {
+                let _ = answer.send(self.settle_now(account));
+            }
             Cold::Pay(order, done) => self.begin_payment(*order, done),
             Cold::Stop => {
                 self.cancel_payments(None, RefusedHere::NotReady);
@@ -123,6 +126,9 @@ impl Shard {
             Change::Routes(routes) => self.pipeline.set_routes(routes.clone()),
             Change::Rates(rates) => self.pipeline.set_rates(rates.clone()),
             Change::NodeAddress(address) => self.pipeline.set_node_address(address.clone()),
+            Change::SettlingAssets(assets) => self.pipeline.set_settling_assets(assets.clone()),
+            Change::SettlementEnded { account, returned } => self.pipeline.settlement_ended(*account, *returned),
+            Change::SettlementReceived { account, credited } => self.pipeline.settlement_received(*account, *credited),
         }
     }
 
@@ -131,7 +137,9 @@ impl Shard {
         Some(AccountState {
             booked: balance.booked(),
             held: balance.held(),
+            prepaid: balance.prepaid(),
             reserved: balance.reserved(),
+            settling: self.pipeline.open_settlement(id).unwrap_or(0),
             // A question comes from the account and goes to it, but it is ours, and is no reason to leave the account
             // alone.
             in_flight: in_flight - 2 * self.neighbours.asked_of(id),

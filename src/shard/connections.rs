@@ -10,7 +10,7 @@ use crate::net::SocketId;
 use crate::pipeline::in_flight::RequestId;
 use crate::wire::websocket::ClientHandshake;
 
-use super::control::{BodySource, Subscription};
+use super::control::{BodySource, Port, Subscription};
 
 /// One connection of this shard.
 pub struct Connection {
@@ -60,6 +60,8 @@ pub enum Link {
 /// The server side of HTTP: requests are answered in the order in which they came (RFC 9112, section 9.3.2).
 #[derive(Default)]
 pub struct HttpServing {
+    /// Where it came in, which decides what it may ask for.
+    pub port: Port,
     pub server: HttpServer,
     /// Requests that are not answered yet.
     pub answers: Answers<Box<dyn BodySource>>,

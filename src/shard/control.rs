@@ -6,13 +6,14 @@
 //! never waits; it sees the shards through [`Shards`] only, so it can be tested without any.
 
 use std::borrow::Cow;
+use std::collections::HashSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crate::ledger::PaymentNumber;
-use crate::ledger::account::{Account, AccountId};
+use crate::ledger::account::{Account, AccountId, AssetId};
 use crate::pipeline::rates::Rates;
 use crate::routing::forwarding::Forwarding;
 use crate::stream::secret::SharedSecret;
@@ -22,6 +23,7 @@ use crate::wire::timestamp::Timestamp;
 
 pub use super::neighbour_events::{NeighbourEvents, NeighbourNews, NeighbourWaker, neighbour_events};
 pub use crate::link::http::PIECE_BYTES;
+pub use crate::pipeline::settling::SettleNow;
 /// Which service under the `peer.` addresses is asked. A shard answers `peer.config` itself.
 pub use crate::wire::peer::Service as PeerService;
 
@@ -50,6 +52,19 @@ pub enum Change {
     Rates(Arc<Rates>),
     /// The node's own address.
     NodeAddress(Arc<str>),
+    /// The assets that have a settlement engine for all accounts in them.
+    SettlingAssets(Arc<HashSet<AssetId>>),
+    /// The open settlement of an account has ended: it was confirmed, and `returned` is 0, or cancelled, and its amount is
+    /// the account's again.
+    SettlementEnded {
+        account: AccountId,
+        returned: u64,
+    },
+    /// The holder has paid us, in units of the account.
+    SettlementReceived {
+        account: AccountId,
+        credited: u64,
+    },
 }
 
 /// The state of an account on the shard that owns it, at one moment. Amounts in units of the account's asset.
@@ -59,8 +74,12 @@ pub struct AccountState {
     pub booked: i128,
     /// Its Prepares in flight, to be taken off `booked`.
     pub held: i128,
+    /// What of `booked` came in by settlement and was not used yet.
+    pub prepaid: i128,
     /// Prepares in flight towards it.
     pub reserved: i128,
+    /// The settlement that is open, already taken off `booked`; 0: none is.
+    pub settling: u64,
     /// Packets in flight in either direction, also those of amount 0.
     pub in_flight: u32,
     /// A BTP connection to or from the peer is up and authenticated.
@@ -239,6 +258,10 @@ pub trait Shards: Send + Sync {
     /// If it is not a Prepare of amount 0 to an address under `peer.`.
     fn ask(&self, account: AccountId, prepare: Vec<u8>, done: Answered);
 
+    /// Settles what we owe the account above what it settles to, whatever its threshold is, if it has no settlement open. The
+    /// record of it is in the book a moment later.
+    fn settle_now(&self, account: AccountId) -> SettleNow;
+
     /// Waits until a BTP connection of the account is up; false if it is not by then.
     fn wait_for_btp(&self, id: AccountId, at_most: Duration) -> bool;
 }
@@ -246,9 +269,21 @@ pub trait Shards: Send + Sync {
 /// Accounts that a shard may be asked about in one message: it answers in some 10 microseconds.
 pub const QUESTIONS_MAX: usize = 256;
 
+/// What a listening socket is for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Port {
+    /// Packets, BTP, and the API of operators and holders.
+    #[default]
+    Api,
+    /// The settlement API, and nothing else.
+    Settlement,
+}
+
 /// An HTTP request that is not a packet, whole and owned.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ApiRequest {
+    /// Where it came in: the same path is another resource on another port.
+    pub port: Port,
     /// As sent, for instance `GET`.
     pub method: String,
     /// The request target in origin form: path and query, still percent-encoded.

@@ -10,7 +10,9 @@ use crate::ledger::AccountId;
 use crate::pipeline::stats::Stats;
 use crate::wire::packet::Prepare;
 
-use super::control::{AccountState, Answered, Change, PaymentEnd, PaymentOrder, QUESTIONS_MAX, Shards, StillInFlight};
+use super::control::{
+    AccountState, Answered, Change, PaymentEnd, PaymentOrder, QUESTIONS_MAX, SettleNow, Shards, StillInFlight,
+};
 use super::mesh::{Cold, Mailbox, Message};
 
 /// Changes that a shard applies in one turn: routes, of which it takes some two in a microsecond. So packets wait for a
@@ -147,6 +149,14 @@ impl Shards for ShardsHandle {
         let owner = account.index() % self.mailboxes.len();
         let packet = prepare.into();
         self.mailboxes[owner].send(Message::Cold(Cold::Ask { account, packet, done }));
+    }
+
+    fn settle_now(&self, account: AccountId) -> SettleNow {
+        let owner = account.index() % self.mailboxes.len();
+        let (sender, answer) = bounded(1);
+        self.mailboxes[owner].send(Message::Cold(Cold::SettleNow(account, sender)));
+        // An error: the shard has ended, and with it the node.
+        answer.recv().unwrap_or(SettleNow::NotReady)
     }
 
     fn wait_for_btp(&self, id: AccountId, at_most: Duration) -> bool {

@@ -1,5 +1,6 @@
-//! HTTP requests of peers and operators: packets are handled here, WebSocket upgrades begin here, everything else goes
-//! to the API threads. Answers leave in the order of the requests.
+//! HTTP requests of peers, operators and settlement engines: packets are handled here, WebSocket upgrades begin here,
+//! everything else goes to the API threads, as does everything that came in on the engines' port. Answers leave in the
+//! order of the requests.
 
 use std::sync::Arc;
 
@@ -18,9 +19,9 @@ use crate::wire::websocket;
 
 use super::btp_sessions::AUTHENTICATION_MS_MAX;
 use super::connections::{BtpPhase, BtpSession, Connection, HttpServing, Link};
-use super::control::{ApiRequest, ApiResponse, Body, BodySource, Pending, Piece};
+use super::control::{ApiRequest, ApiResponse, Body, BodySource, Pending, Piece, Port};
 use super::mesh::{Cold, Message};
-use super::paths::{Target, classify};
+use super::paths::{Target, classify, is_settlement_message};
 use super::problem::Problem;
 use super::{Shard, UNSENT_BYTES_MAX};
 
@@ -38,9 +39,18 @@ const LINGER_MS_MAX: u64 = 2_000;
 /// Requests of one connection that may wait for their answers; further ones stay unread.
 const PIPELINED_MAX: usize = 256;
 
-/// Bodies of API calls, and those that carry whole tables, which only the admin may send.
+/// Bodies of API calls; and those that carry whole tables, which only the admin may send, or messages between settlement
+/// engines, which only an engine may.
 pub const BODY_BYTES_MAX: usize = PACKET_BYTES_MAX;
-pub const TABLE_BODY_BYTES_MAX: usize = 4 * 1024 * 1024;
+pub const LARGE_BODY_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// The secrets of those who may send large bodies.
+#[derive(Clone)]
+pub struct Tokens {
+    pub admin: Arc<str>,
+    /// Of settlement engines; `None`: whoever reaches their port is one.
+    pub settlement: Option<Arc<str>>,
+}
 
 /// What is to be done with a request, concluded from its head and body while they are borrowed.
 enum Decision {
@@ -97,8 +107,8 @@ impl Shard {
             }
             let rest = &bytes[used..];
             let mut body_range = None;
-            let admin_token = &self.admin_token;
-            let result = serving.server.next(rest, |head| body_max(head, admin_token), out);
+            let (port, tokens) = (serving.port, &self.tokens);
+            let result = serving.server.next(rest, |head| body_max(head, port, tokens), out);
             let (taken, mut decision, asked) = match result {
                 Ok((0, None)) => break,
                 Ok((taken, None)) => {
@@ -131,7 +141,7 @@ impl Shard {
                             .ring
                             .peer_address(socket)
                             .is_some_and(|peer| self.failures.is_blocked(peer.ip(), self.now.monotonic_ms));
-                    let decision = decide(&head, self.pipeline.directory(), blocked, || {
+                    let decision = decide(&head, port, self.pipeline.directory(), blocked, || {
                         if within {
                             Packet::Within(range_of(body, rest, used))
                         } else {
@@ -520,30 +530,49 @@ impl Shard {
 }
 
 /// How long the body of a request may be. A stranger cannot make us collect more than a packet's worth.
-fn body_max(head: &RequestHead<'_>, admin_token: &str) -> usize {
-    let path = head.path();
-    let carries_a_table = path.starts_with("/rates") || path.starts_with("/routes") || path.starts_with("/settlement");
-    if carries_a_table && is_admin(head, admin_token) {
-        TABLE_BODY_BYTES_MAX
+fn body_max(head: &RequestHead<'_>, port: Port, tokens: &Tokens) -> usize {
+    let may_be_large = match port {
+        Port::Api => {
+            let path = head.path();
+            let mut tables = ["/rates", "/routes", "/settlement"].into_iter();
+            tables.any(|table| path.starts_with(table)) && is_bearer_of(head, &tokens.admin)
+        }
+        Port::Settlement => {
+            let is_engine = |token: &Arc<str>| is_bearer_of(head, token);
+            is_settlement_message(head.path()) && tokens.settlement.as_ref().is_none_or(is_engine)
+        }
+    };
+    if may_be_large {
+        LARGE_BODY_BYTES_MAX
     } else {
         BODY_BYTES_MAX
     }
 }
 
-fn is_admin(head: &RequestHead<'_>, admin_token: &str) -> bool {
+fn is_bearer_of(head: &RequestHead<'_>, token: &str) -> bool {
     head.header("authorization")
         .and_then(parse_authorization)
         .and_then(|credentials| {
             credentials
                 .bearer()
-                .map(|value| secrets_equal(value.as_bytes(), admin_token.as_bytes()))
+                .map(|value| secrets_equal(value.as_bytes(), token.as_bytes()))
         })
         .unwrap_or(false)
 }
 
 /// What to do with a request; the body of one for the API is still to be put in.
-fn decide(head: &RequestHead<'_>, directory: &Directory, blocked: bool, packet: impl FnOnce() -> Packet) -> Decision {
-    match classify(head.path()) {
+fn decide(
+    head: &RequestHead<'_>,
+    port: Port,
+    directory: &Directory,
+    blocked: bool,
+    packet: impl FnOnce() -> Packet,
+) -> Decision {
+    let target = match port {
+        Port::Api => classify(head.path()),
+        Port::Settlement => Target::Api,
+    };
+    match target {
         Target::Packet { .. } if head.method == Method::Options => Decision::Methods(PACKET_METHODS),
         Target::Packet { .. } if head.method != Method::Post => {
             Decision::Problem(Problem::method_not_allowed(PACKET_METHODS, "packets are sent by POST"))
@@ -588,6 +617,7 @@ fn decide(head: &RequestHead<'_>, directory: &Directory, blocked: bool, packet: 
             ),
         },
         Target::Api => Decision::Api(Box::new(ApiRequest {
+            port,
             method: head.method_text.to_owned(),
             target: head.target.to_owned(),
             headers: head

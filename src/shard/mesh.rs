@@ -22,7 +22,9 @@ use crate::pipeline::incoming::Onward;
 use crate::pipeline::response::Outcome;
 use crate::pipeline::stats::Stats;
 
-use super::control::{AccountState, Answered, ApiResponse, Change, Notice, PaymentOrder, PeerAnswer, Piece, Topic};
+use super::control::{
+    AccountState, Answered, ApiResponse, Change, Notice, PaymentOrder, PeerAnswer, Piece, SettleNow, Topic,
+};
 use super::handover::Handover;
 
 /// Prepares that one shard may have sent to another and not got back.
@@ -124,6 +126,8 @@ pub enum Cold {
         packet: Box<[u8]>,
         done: Answered,
     },
+    /// Settle this account, if it is to be settled.
+    SettleNow(AccountId, Sender<SettleNow>),
     /// Make this payment.
     Pay(Box<PaymentOrder>, super::payments::Done),
     /// Take no new connections and no new Prepares.

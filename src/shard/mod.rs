@@ -8,7 +8,8 @@
 //! half, carries it to the shard of its next hop if that is another, asks the second half; [`peers`] sends it. The
 //! response comes back through the same files, and waits in the journal until its transfer is durable. Packets of our
 //! own payments begin in [`payments`], those for our own accounts end in [`receiving`], and who wants to know of these is
-//! told in [`notices`]. What neighbours ask each other under `peer.` begins and ends in [`neighbours`].
+//! told in [`notices`]. What neighbours ask each other under `peer.` begins and ends in [`neighbours`]. What becomes due for
+//! settlement on the way is handed to the store in [`settling`].
 //!
 //! Always: handlers run to completion; nothing is borrowed while the shard sleeps; what a turn has to send goes out at
 //! its end, in one system call.
@@ -34,8 +35,9 @@ pub mod payments;
 pub mod peers;
 pub mod problem;
 pub mod receiving;
+mod settling;
 
-use std::collections::BinaryHeap;
+use std::collections::{BinaryHeap, HashMap};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -53,10 +55,11 @@ use crate::store::{TransferSender, WriterHandle};
 
 use clock::{Clock, HttpDate};
 use connections::{Connection, Connections, HttpServing, Link};
-use control::{Change, NeighbourNews, Pending};
+use control::{Change, NeighbourNews, Pending, Port};
 use dialing::{Attempt, Lookup};
 use entropy::Entropy;
 use failures::Failures;
+use http_serving::Tokens;
 use mesh::{Mailbox, Mesh};
 use neighbours::Neighbours;
 use notices::Notices;
@@ -80,11 +83,11 @@ const MESSAGES_PER_TURN: usize = 4_096;
 /// What a shard starts with, besides its number.
 pub struct Setup {
     pub settings: Settings,
-    /// Lets a request with a large body in, see [`http_serving`].
-    pub admin_token: Arc<str>,
+    /// Who may send requests with large bodies, see [`http_serving`].
+    pub tokens: Tokens,
     /// What payers are answered with follows from it.
     pub secret_seed: [u8; 32],
-    pub listeners: Vec<OwnedFd>,
+    pub listeners: Vec<(Port, OwnedFd)>,
     pub mailboxes: Arc<[Mailbox]>,
     pub transfers: TransferSender,
     pub store: WriterHandle,
@@ -96,8 +99,9 @@ pub struct Setup {
     pub lookups: Sender<Lookup>,
     /// What all shards know at the start, in order.
     pub changes: Arc<Vec<Change>>,
-    /// What the book says of every account, by id.
+    /// What the book says of every account, by id, and the amounts of the settlements that are open.
     pub booked: Arc<[Standing]>,
+    pub open_settlements: Arc<HashMap<AccountId, u64>>,
     /// How many connections all shards may have together, and how many they have.
     pub connections_max: usize,
     pub connections_open: Arc<AtomicUsize>,
@@ -126,7 +130,9 @@ pub struct Shard {
     store: WriterHandle,
     api: Sender<Pending>,
     lookups: Sender<Lookup>,
-    admin_token: Arc<str>,
+    tokens: Tokens,
+    /// Which port each listening socket of the ring is.
+    ports: Vec<Port>,
     /// Attempts to reach a peer, soonest first.
     attempts: BinaryHeap<Attempt>,
     connections_max: usize,
@@ -163,8 +169,10 @@ impl Shard {
         let now = setup.clock.now();
         let shards = setup.mailboxes.len() as u32;
         let mut ring = Ring::new(setup.mailboxes[usize::from(id)].waker().as_raw_fd())?;
-        for listener in setup.listeners {
+        let mut ports = Vec::new();
+        for (port, listener) in setup.listeners {
             ring.listen(listener);
+            ports.push(port);
         }
         let mut shard = Self {
             id,
@@ -183,7 +191,8 @@ impl Shard {
             store: setup.store,
             api: setup.api,
             lookups: setup.lookups,
-            admin_token: setup.admin_token,
+            tokens: setup.tokens,
+            ports,
             attempts: BinaryHeap::new(),
             connections_max: setup.connections_max,
             connections_open: setup.connections_open,
@@ -210,6 +219,9 @@ impl Shard {
                 _ => None,
             };
             shard.apply(change, standing.unwrap_or_default());
+        }
+        for (id, amount) in setup.open_settlements.iter() {
+            shard.pipeline.set_open_settlement(*id, Some(*amount));
         }
         (setup.give_back_memory)();
         Ok(shard)
@@ -255,6 +267,7 @@ impl Shard {
         }
         self.tell_missed_notices();
         self.release_durable();
+        self.settle_due();
         self.drive_payments();
         self.attempt_due();
         self.sweep();
@@ -281,6 +294,7 @@ impl Shard {
             || self.has_durable()
             || self.payments.has_ready()
             || self.neighbours.has_untold()
+            || self.can_settle()
             || self.ring.has_last_words()
         {
             return Sleep::No;
@@ -313,7 +327,7 @@ impl Shard {
 
     fn completed(&mut self, completion: Completion) {
         match completion {
-            Completion::Accepted { connection } => self.accepted(connection),
+            Completion::Accepted { listener, connection } => self.accepted(self.ports[listener], connection),
             Completion::AcceptPaused { listener, error } => {
                 tracing::warn!(target: "net", shard = self.id, %error, "no connection can be accepted now");
                 self.paused_listeners.push(listener);
@@ -327,14 +341,18 @@ impl Shard {
         }
     }
 
-    fn accepted(&mut self, connection: OwnedFd) {
+    fn accepted(&mut self, port: Port, connection: OwnedFd) {
         if self.connections_open.load(Ordering::Relaxed) >= self.connections_max || self.stopping {
             // Closing it at once is the cheapest answer, and the only one that needs no memory.
             drop(connection);
             return;
         }
         let socket = self.ring.open(connection);
-        self.connect_to(socket, Connection::new(Link::HttpServer(HttpServing::default())));
+        let serving = HttpServing {
+            port,
+            ..HttpServing::default()
+        };
+        self.connect_to(socket, Connection::new(Link::HttpServer(serving)));
         self.connections
             .set_deadline(socket, self.now.monotonic_ms + http_serving::IDLE_MS_MAX);
     }

@@ -158,6 +158,7 @@ impl Shard {
                         notice: notice.map(Box::new),
                     },
                 );
+                self.settle_next();
             }
             Some(Answer::Refused { origin, reason }) => self.answer_with(origin, &reason),
             Some(Answer::Rejected { .. }) => unreachable!("only a Reject is passed on"),

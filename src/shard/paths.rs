@@ -1,4 +1,5 @@
-//! Which requests on the HTTP port are packets and links, and so belong to the shards; all others go to the API.
+//! Which requests on the HTTP port are packets and links, and so belong to the shards; all others go to the API, as do all
+//! on the port of settlement engines.
 
 use std::borrow::Cow;
 
@@ -39,6 +40,14 @@ pub fn classify(path: &str) -> Target<'_> {
     }
 }
 
+/// Whether the path on the port of settlement engines is one that messages for other engines come to.
+pub fn is_settlement_message(path: &str) -> bool {
+    let path = path.strip_suffix('/').unwrap_or(path);
+    path.strip_prefix("/accounts/")
+        .and_then(|rest| rest.strip_suffix("/messages"))
+        .is_some_and(|id| !id.is_empty() && !id.contains('/'))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -70,6 +79,23 @@ mod tests {
             ("/ilpx", Target::Api),
         ] {
             assert_eq!(classify(path), target, "{path}");
+        }
+    }
+
+    #[test]
+    fn messages_of_engines_are_told_from_the_rest() {
+        for (path, expected) in [
+            ("/accounts/5f0c7a52-0000-4000-8000-2b6c1d9e8f10/messages", true),
+            ("/accounts/x/messages/", true),
+            ("/accounts/x/settlements", false),
+            ("/accounts//messages", false),
+            ("/accounts/messages", false),
+            ("/accounts/x/y/messages", false),
+            ("/x/messages", false),
+            ("/messages", false),
+            ("", false),
+        ] {
+            assert_eq!(is_settlement_message(path), expected, "{path}");
         }
     }
 }

@@ -64,6 +64,7 @@ pub struct Node {
 struct Running {
     child: Child,
     address: SocketAddr,
+    settlement_address: SocketAddr,
     /// Keep its output until it ends.
     readers: [JoinHandle<()>; 2],
 }
@@ -130,20 +131,20 @@ impl Node {
             .expect("the node's binary can be run");
         let stdout = child.stdout.take().expect("standard output is a pipe");
         let stderr = child.stderr.take().expect("standard error is a pipe");
-        let (found, address) = std::sync::mpsc::channel();
+        let (found, addresses) = std::sync::mpsc::channel();
         let lines_max = self.options.log_lines_max;
         let log = self.log.clone();
         let errors = std::thread::spawn(move || keep_log(stderr, &log, lines_max, |_| {}));
         let log = self.log.clone();
         let output = std::thread::spawn(move || {
             keep_log(stdout, &log, lines_max, |line| {
-                if let Some(address) = listening_on(line) {
+                if let Some(addresses) = listening_on(line).zip(settlement_api_on(line)) {
                     // Only the first is waited for.
-                    let _ = found.send(address);
+                    let _ = found.send(addresses);
                 }
             });
         });
-        let Ok(address) = address.recv_timeout(START_LIMIT) else {
+        let Ok((address, settlement_address)) = addresses.recv_timeout(START_LIMIT) else {
             let _ = child.kill();
             let _ = child.wait();
             panic!(
@@ -154,6 +155,7 @@ impl Node {
         self.running = Some(Running {
             child,
             address,
+            settlement_address,
             readers: [errors, output],
         });
         within(START_LIMIT, "the node is ready", || {
@@ -185,6 +187,11 @@ impl Node {
     /// Where it serves the API, ILP-over-HTTP and BTP.
     pub fn address(&self) -> SocketAddr {
         self.running().address
+    }
+
+    /// Where it serves settlement engines.
+    pub fn settlement_address(&self) -> SocketAddr {
+        self.running().settlement_address
     }
 
     pub fn pid(&self) -> u32 {
@@ -305,6 +312,12 @@ pub fn listening_on(line: &str) -> Option<SocketAddr> {
         .trim_end_matches(['.', ':'])
         .parse()
         .ok()
+}
+
+/// The other address in that line.
+fn settlement_api_on(line: &str) -> Option<SocketAddr> {
+    let (_, rest) = line.split_once("(settlement API on ")?;
+    rest.split_once(')')?.0.parse().ok()
 }
 
 fn keep_log(output: impl Read, log: &Mutex<VecDeque<String>>, lines_max: usize, mut each: impl FnMut(&str)) {
