@@ -553,8 +553,8 @@ pub(crate) fn command_line() -> CommandLine {
              file. The command line wins over the environment, the environment over standard input, standard input over\n\
              the file. Hyphens may stand for underscores. RUST_LOG sets which log lines are written, for instance\n\
              RUST_LOG=debug or RUST_LOG=info,packets=debug.\n\n\
-             Commands, which ask a running node instead: status, accounts, routes, rates, engines, pay, log-level,\n\
-             backup, completions; see clearway help. And clearway check: would the node start.",
+             Commands, which ask a running node instead: status, accounts, routes, rates, engines, settlements,\n\
+             pay, log-level, backup, completions; see clearway help. And clearway check: would the node start.",
         )
 }
 

@@ -18,6 +18,7 @@ use glommio::{LocalExecutorBuilder, Placement};
 use url::Url;
 
 use crate::api::{self, Api};
+use crate::client::engine::EngineClient;
 use crate::client::rates::{Provider, RateClient};
 use crate::client::spsp::SpspClient;
 use crate::config::{self, AccountName, Config, RateProvider};
@@ -25,6 +26,7 @@ use crate::control::explain::PacketRules;
 use crate::control::neighbours::{NeighbourSettings, Neighbours};
 use crate::control::payments::Payments;
 use crate::control::rates::{HttpProvider, Policy, Poller, Providers};
+use crate::control::settlements::Settlements;
 use crate::control::{Control, Readiness, StartError};
 use crate::keys::Keys;
 use crate::ledger::{AccountId, Standing};
@@ -87,6 +89,7 @@ pub struct Connector {
     /// Polls for rates, if there is somebody to ask.
     rates: Option<Poller>,
     neighbours: Neighbours,
+    settlements: Settlements,
     shards: ShardsHandle,
     shard_threads: Vec<JoinHandle<()>>,
     writer: WriterHandle,
@@ -126,14 +129,15 @@ impl Connector {
         }
         let open = book.open_settlements.iter();
         let open_settlements = Arc::new(open.map(|open| (open.account, open.amount)).collect());
+        // As many as accounts, at most: each has one settlement open.
+        let (made, settlements_made) = unbounded();
         let (writer, transfers) = Writer::start(
             Box::new(store),
             &book,
             config.shards,
             config.durability,
             config.flush_interval,
-            // STAND-IN: the outbox listens here.
-            unbounded().0,
+            made,
         )
         .map_err(ConnectorError::Thread)?;
 
@@ -201,6 +205,9 @@ impl Connector {
             &api_receiver,
         )?;
         start_lookups(&lookup_receiver)?;
+        let engines = Arc::new(EngineClient::default());
+        let settlements = Settlements::start(&control, engines, settlements_made, config.settle_every);
+        let settlements = settlements.map_err(ConnectorError::Thread)?;
         control.set_readiness(Readiness::Ready);
         let (policy, providers) = rate_providers(config);
         let rates = Poller::start(&control, policy, providers).map_err(ConnectorError::Thread)?;
@@ -211,6 +218,7 @@ impl Connector {
             payments,
             rates,
             neighbours,
+            settlements,
             shards,
             shard_threads,
             writer,
@@ -224,10 +232,16 @@ impl Connector {
         drop(self.rates);
         // It publishes to the shards, so it ends before they do.
         self.neighbours.stop();
+        self.settlements.stop();
         self.shards.tell_all(|| Cold::Stop);
         let end = Instant::now() + STOP_MAX;
         // A payment that does not end in time is ended at the next start, with what the book says of it.
-        let is_busy = || self.payments.begun() > 0 || self.shards.unanswered().is_some_and(|unanswered| unanswered > 0);
+        // What engines answer is noted, if they do within their time.
+        let is_busy = || {
+            self.payments.begun() > 0
+                || self.control.engine_calls() > 0
+                || self.shards.unanswered().is_some_and(|unanswered| unanswered > 0)
+        };
         while !hurry() && Instant::now() < end && is_busy() {
             thread::sleep(STOP_ASK_AGAIN);
         }
@@ -386,6 +400,7 @@ fn available_cores() -> usize {
 fn api_settings(config: &Config, keys: &Keys, change_log_filter: logs::Change) -> api::Settings {
     api::Settings {
         admin_auth_token: (*keys.admin_auth_token).into(),
+        settlement_api_token: config.settlement_api_token.clone(),
         open_reads: config.api_open_reads,
         balance_format: match config.api_balance_format {
             config::BalanceFormat::Integer => api::BalanceFormat::Integer,

@@ -49,8 +49,19 @@ const ROOMS: [&str; 17] = [
     "connector",
 ];
 /// The targets that lines name themselves, because what an operator looks for is spread over several rooms.
-const NAMED_TARGETS: [&str; 11] = [
-    "api", "btp", "config", "http", "ledger", "net", "packets", "payments", "rates", "routes", "shard",
+const NAMED_TARGETS: [&str; 12] = [
+    "api",
+    "btp",
+    "config",
+    "http",
+    "ledger",
+    "net",
+    "packets",
+    "payments",
+    "rates",
+    "routes",
+    "settlements",
+    "shard",
 ];
 
 /// Which lines are written: one level per target, and one for all others.

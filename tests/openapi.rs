@@ -58,6 +58,9 @@ paths! {
     Resource::Balance(_) => ["/accounts/{username}/balance"],
     Resource::Payments(_) => ["/accounts/{username}/payments"],
     Resource::Quotes(_) => ["/accounts/{username}/quotes"],
+    Resource::Settlements(_) => ["/accounts/{username}/settlements"],
+    Resource::CancelSettlement(..) => ["/accounts/{username}/settlements/{id}/cancel"],
+    Resource::RetrySettlement(..) => ["/accounts/{username}/settlements/{id}/retry"],
     Resource::Spsp(_) => ["/accounts/{username}/spsp"],
     Resource::Pay => ["/.well-known/pay"],
     Resource::IncomingPayments(_) => ["/accounts/{username}/payments/incoming"],
@@ -80,6 +83,7 @@ paths! {
 /// A path of the description as somebody calls it.
 fn target(path: &str) -> String {
     path.replace("{username}", "alice")
+        .replace("{id}", "3f0c7a52-0000-4000-8000-2b6c1d9e8f10")
         .replace("{prefix}", "example.some-prefix")
 }
 

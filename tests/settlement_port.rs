@@ -119,7 +119,12 @@ fn the_limits_are_those_of_the_other_port_and_messages_may_be_longer() {
     let head = format!("POST {MESSAGES} HTTP/1.1\r\nhost: hub\r\ntransfer-encoding: chunked\r\n\r\n");
     let body = chunked(&vec![7; 2 * SMALL], 10_000);
     connection.send(&[head.as_bytes(), &body].concat()).expect("it is sent");
-    expect_problem("chunked", &connection.answer().expect("an answer"), 404, "not_found");
+    expect_problem(
+        "chunked",
+        &connection.answer().expect("an answer"),
+        404,
+        "account_not_found",
+    );
     // Heads, and requests one behind the other.
     let mut connection = Connection::open(open.settlement_address());
     connection

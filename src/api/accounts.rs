@@ -86,12 +86,16 @@ fn changed(control: &Control, outcome: Outcome, mut warnings: Vec<Warning>) -> A
 
 /// `GET /accounts/:username`
 pub fn read(control: &Control, account: &Account) -> ApiResponse {
-    let engine = control.engine_of(account);
-    json_answer(&AccountAnswer::new(
-        account,
-        is_btp_connected(control, account),
-        engine.as_deref(),
-    ))
+    let standing = control.engine_standing(account);
+    let engine = standing.as_ref().map(|standing| &*standing.engine);
+    let waiting = standing.as_ref().filter(|standing| !standing.acknowledged);
+    json_answer(&AccountAnswer {
+        settlement_engine_waiting: waiting.map(|standing| EngineAnswer {
+            attempts: standing.attempts,
+            last_error: standing.last_error.as_deref(),
+        }),
+        ..AccountAnswer::new(account, is_btp_connected(control, account), engine)
+    })
 }
 
 /// `DELETE /accounts/:username`
@@ -293,6 +297,9 @@ struct AccountAnswer<'a> {
     tokens_set: Vec<&'static str>,
     links: LinksAnswer,
     created_at: String,
+    /// Of an account that is read, while its engine has not acknowledged it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    settlement_engine_waiting: Option<EngineAnswer<'a>>,
     #[serde(skip_serializing_if = "<[_]>::is_empty", serialize_with = "serialize_warnings")]
     warnings: &'a [Warning],
     /// Of a deleted account only.
@@ -304,6 +311,13 @@ struct AccountAnswer<'a> {
     /// Of an account deleted by force only. Units of its asset; positive is what we owed the holder.
     #[serde(skip_serializing_if = "Option::is_none")]
     written_off: Option<i128>,
+}
+
+/// How far the node has got with telling the engine of the account.
+#[derive(Serialize)]
+struct EngineAnswer<'a> {
+    attempts: u32,
+    last_error: Option<&'a str>,
 }
 
 /// How the account is reached now.
@@ -364,6 +378,7 @@ impl<'a> AccountAnswer<'a> {
                 btp,
             },
             created_at: Timestamp::from_millis(account.created_at_ms).to_rfc3339(),
+            settlement_engine_waiting: None,
             warnings: &[],
             removed_routes: None,
             removed_learned_routes: None,

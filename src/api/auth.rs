@@ -29,13 +29,16 @@ pub enum Caller {
 /// Lets callers in.
 pub struct Gate {
     admin_auth_token: Box<str>,
+    /// Of settlement engines; `None`: whoever reaches their port is one.
+    engine_token: Option<Box<str>>,
     failures: Mutex<Failures>,
 }
 
 impl Gate {
-    pub fn new(admin_auth_token: &str) -> Self {
+    pub fn new(admin_auth_token: &str, engine_token: Option<&str>) -> Self {
         Self {
             admin_auth_token: admin_auth_token.into(),
+            engine_token: engine_token.map(Box::from),
             failures: Mutex::default(),
         }
     }
@@ -43,6 +46,17 @@ impl Gate {
     /// Admits the operator. `now_ms` is monotonic.
     pub fn admit_admin(&self, request: &ApiRequest, now_ms: u64) -> Result<(), Problem> {
         self.admit(request, now_ms, |credentials| self.is_admin(credentials).then_some(()))
+    }
+
+    /// Admits settlement engines on the port that is theirs.
+    pub fn admit_engine(&self, request: &ApiRequest, now_ms: u64) -> Result<(), Problem> {
+        let Some(token) = &self.engine_token else {
+            return Ok(());
+        };
+        let is_token = |value: &str| secrets_equal(value.as_bytes(), token.as_bytes());
+        self.admit(request, now_ms, |credentials| {
+            credentials.bearer().is_some_and(is_token).then_some(())
+        })
     }
 
     /// Admits the operator and every holder who names the own account: a password alone names nobody.

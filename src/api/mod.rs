@@ -24,6 +24,7 @@ mod query;
 mod rates;
 mod routes;
 mod settlement_port;
+mod settlements;
 mod spsp;
 mod stream;
 mod values;
@@ -59,6 +60,8 @@ pub use spsp::own_server;
 /// What the operator decides about the API before the node starts.
 pub struct Settings {
     pub admin_auth_token: Box<str>,
+    /// What settlement engines authenticate with on their port; `None`: with nothing.
+    pub settlement_api_token: Option<Box<str>>,
     /// Whether anybody may read rates and routes; else the admin and all holders.
     pub open_reads: bool,
     pub balance_format: BalanceFormat,
@@ -157,7 +160,7 @@ impl Api {
         Self {
             control,
             payments,
-            gate: Gate::new(&settings.admin_auth_token),
+            gate: Gate::new(&settings.admin_auth_token, settings.settlement_api_token.as_deref()),
             seats: Seats::default(),
             settings,
             started: Instant::now(),
@@ -178,7 +181,7 @@ impl Api {
     /// The same at a given time: of the wall, and monotonic in milliseconds.
     fn answer(&self, request: &ApiRequest, now: Timestamp, now_ms: u64) -> Result<Answer, Problem> {
         if request.port == Port::Settlement {
-            return settlement_port::answer(request);
+            return settlement_port::answer(&self.control, &self.gate, request, now_ms);
         }
         let Some((resource, query)) = Resource::parse(&request.target) else {
             return Err(Problem::new(Kind::NotFound, "there is nothing under this path"));
@@ -223,6 +226,10 @@ impl Api {
             (Resource::Payments(username), _) => {
                 let (account, _) = self.gate.find(control, request, now_ms, &username)?;
                 payments::list(&self.payments, &account, query)
+            }
+            (Resource::Settlements(username), Method::Get) => {
+                let (account, _) = self.gate.find(control, request, now_ms, &username)?;
+                settlements::list(control, &account, query)
             }
             (Resource::Node, _) => Ok(node::health(control)),
             (Resource::Description, _) => Ok(node::description()),
@@ -289,6 +296,11 @@ impl Api {
                     (Resource::Rates, _) => rates::replace(control, request),
                     (Resource::RatesConfirm, _) => rates::confirm(control, request),
                     (Resource::Engines, _) => engines::merge(control, request),
+                    (Resource::Settlements(username), _) => settlements::settle_now(control, &username),
+                    (Resource::CancelSettlement(username, id), _) => {
+                        settlements::cancel(control, &username, &id, query)
+                    }
+                    (Resource::RetrySettlement(username, id), _) => settlements::retry(control, &username, &id),
                     (Resource::LogLevel, _) => node::change_log_level(&self.settings.change_log_filter, request),
                     (Resource::Audit, _) => node::audit(control),
                     (Resource::Backup, _) => node::backup(control, request),

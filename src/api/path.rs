@@ -26,6 +26,12 @@ pub enum Resource {
     Payments(String),
     /// `/accounts/:username/quotes`
     Quotes(String),
+    /// `/accounts/:username/settlements`
+    Settlements(String),
+    /// `/accounts/:username/settlements/:id/cancel`
+    CancelSettlement(String, String),
+    /// `/accounts/:username/settlements/:id/retry`
+    RetrySettlement(String, String),
     /// `/accounts/:username/spsp`
     Spsp(String),
     /// `/accounts/:username/payments/incoming`
@@ -91,6 +97,13 @@ impl Resource {
             ["accounts", username, "balance"] => Self::Balance(username.to_owned()),
             ["accounts", username, "payments"] => Self::Payments(username.to_owned()),
             ["accounts", username, "quotes"] => Self::Quotes(username.to_owned()),
+            ["accounts", username, "settlements"] => Self::Settlements(username.to_owned()),
+            ["accounts", username, "settlements", id, "cancel"] => {
+                Self::CancelSettlement(username.to_owned(), id.to_owned())
+            }
+            ["accounts", username, "settlements", id, "retry"] => {
+                Self::RetrySettlement(username.to_owned(), id.to_owned())
+            }
             ["accounts", username, "spsp"] => Self::Spsp(username.to_owned()),
             ["accounts", username, "payments", "incoming"] => Self::IncomingPayments(username.to_owned()),
             ["payments", "incoming"] => Self::AllIncomingPayments,
@@ -115,7 +128,7 @@ impl Resource {
 
     pub fn methods(&self) -> &'static [Method] {
         match self {
-            Self::Accounts | Self::Payments(_) => &[Method::Get, Method::Post],
+            Self::Accounts | Self::Payments(_) | Self::Settlements(_) => &[Method::Get, Method::Post],
             Self::Account(_) => &[Method::Get, Method::Put, Method::Delete],
             Self::Node
             | Self::Balance(_)
@@ -128,7 +141,12 @@ impl Resource {
             | Self::RouteExplanation
             | Self::Audit
             | Self::Description => &[Method::Get],
-            Self::Packets | Self::Backup | Self::Quotes(_) | Self::RatesConfirm => &[Method::Post],
+            Self::Packets
+            | Self::Backup
+            | Self::Quotes(_)
+            | Self::CancelSettlement(..)
+            | Self::RetrySettlement(..)
+            | Self::RatesConfirm => &[Method::Post],
             Self::Settings(_) | Self::StaticRoutes | Self::Engines | Self::LogLevel => &[Method::Put],
             Self::StaticRoute(_) => &[Method::Put, Method::Delete],
             Self::Rates => &[Method::Get, Method::Put],
@@ -224,6 +242,16 @@ mod tests {
                 Some((Payments("alice".into()), "limit=1")),
             ),
             ("/accounts/alice/quotes/", Some((Quotes("alice".into()), ""))),
+            ("/accounts/alice/settlements", Some((Settlements("alice".into()), ""))),
+            (
+                "/accounts/alice/settlements/x/cancel?force=true",
+                Some((CancelSettlement("alice".into(), "x".into()), "force=true")),
+            ),
+            (
+                "/accounts/alice/settlements/x/retry/",
+                Some((RetrySettlement("alice".into(), "x".into()), "")),
+            ),
+            ("/accounts/alice/settlements/x", None),
             ("/accounts/alice/spsp", Some((Spsp("alice".into()), ""))),
             ("/.well-known/pay", Some((Pay, ""))),
             ("/settlement/engines", Some((Engines, ""))),
@@ -256,6 +284,12 @@ mod tests {
             ("/accounts/alice", "GET, HEAD, PUT, DELETE, OPTIONS", BODY_BYTES_MAX),
             ("/accounts/alice/payments", "GET, HEAD, POST, OPTIONS", BODY_BYTES_MAX),
             ("/accounts/alice/quotes", "POST, OPTIONS", BODY_BYTES_MAX),
+            (
+                "/accounts/alice/settlements",
+                "GET, HEAD, POST, OPTIONS",
+                BODY_BYTES_MAX,
+            ),
+            ("/accounts/alice/settlements/x/retry", "POST, OPTIONS", BODY_BYTES_MAX),
             ("/ilp", "POST, OPTIONS", BODY_BYTES_MAX),
             ("/ledger/backup", "POST, OPTIONS", BODY_BYTES_MAX),
             ("/routes/explain", "GET, HEAD, OPTIONS", BODY_BYTES_MAX),

@@ -35,7 +35,7 @@ use super::{Answer, Responder, read_json};
 const TIMEOUT_MS_MAX: u64 = 600_000;
 const KEY_BYTES_MAX: usize = 255;
 /// Payments on a page, unless the caller wants another number.
-const PAGE_DEFAULT: usize = 100;
+pub(super) const PAGE_DEFAULT: usize = 100;
 /// When to come back, in seconds.
 const RETRY_AFTER: &str = "5";
 
@@ -126,7 +126,7 @@ pub fn list(payments: &Payments, account: &Account, query: &str) -> Result<ApiRe
 const RECORDS_PER_READ: usize = 64;
 
 /// User names may have letters that a header may not.
-fn percent_encode(username: &str) -> String {
+pub(super) fn percent_encode(username: &str) -> String {
     form_urlencoded::byte_serialize(username.as_bytes()).collect()
 }
 
@@ -248,7 +248,7 @@ fn read_timeout(value: &Json) -> Result<u64, Refusal> {
 }
 
 /// What the caller names the payment by.
-fn read_key(request: &ApiRequest) -> Result<Option<String>, Problem> {
+pub(super) fn read_key(request: &ApiRequest) -> Result<Option<String>, Problem> {
     let mut values = request.headers.iter().filter(|(name, _)| name == "idempotency-key");
     let Some((_, value)) = values.next() else {
         return Ok(None);

@@ -35,6 +35,15 @@ pub enum Kind {
     DirectoryExists,
     BackupInProgress,
     IdempotencyConflict,
+    SettlementPending,
+    SettlementSent,
+    SettlementEnded,
+    SettlementNotFound,
+    NothingToSettle,
+    NoSettlementRule,
+    NoSettlementEngine,
+    InvalidAccountId,
+    PeerEngine,
     InvalidReceiver,
     ReceiverNotAllowed,
     ReceiverUnreachable,
@@ -78,6 +87,15 @@ impl Kind {
             Self::DirectoryExists => (409, "directory_exists", EXISTS, None),
             Self::BackupInProgress => (409, "backup_in_progress", "Conflict", None),
             Self::IdempotencyConflict => (409, "idempotency_conflict", "Idempotency Error", None),
+            Self::SettlementPending => (409, "settlement_pending", "Conflict", None),
+            Self::SettlementSent => (409, "settlement_sent", "Conflict", None),
+            Self::SettlementEnded => (409, "settlement_ended", "Conflict", None),
+            Self::SettlementNotFound => (404, "settlement_not_found", "Not Found", None),
+            Self::NothingToSettle => (409, "nothing_to_settle", "Conflict", None),
+            Self::NoSettlementRule => (409, "no_settlement_rule", "Conflict", None),
+            Self::NoSettlementEngine => (409, "no_settlement_engine", "Conflict", None),
+            Self::InvalidAccountId => (400, "invalid_account_id", "Bad Request", None),
+            Self::PeerEngine => (502, "peer_engine", "Bad Gateway", None),
             Self::InvalidReceiver => (400, "invalid_receiver", "Bad Request", None),
             Self::ReceiverNotAllowed => (400, "receiver_not_allowed", "Bad Request", None),
             Self::ReceiverUnreachable => (502, "receiver_unreachable", "Payment Failed", None),
@@ -260,7 +278,19 @@ impl From<ControlError> for Problem {
                 return Self::field(Kind::JsonData, "ilp_address", Fault::Invalid, rule);
             }
             ControlError::AssetInUse => Kind::AssetInUse,
-            ControlError::BalanceNotZero { .. } => Kind::BalanceNotZero,
+            ControlError::BalanceNotZero { .. } | ControlError::PrepaidNotZero { .. } => Kind::BalanceNotZero,
+            ControlError::SettlementPending => Kind::SettlementPending,
+            ControlError::SettlementSent => Kind::SettlementSent,
+            ControlError::SettlementEnded { .. } => Kind::SettlementEnded,
+            ControlError::SettlementNotFound => Kind::SettlementNotFound,
+            ControlError::NothingToSettle => Kind::NothingToSettle,
+            ControlError::NoSettlementRule => Kind::NoSettlementRule,
+            ControlError::NoSettlementEngine => Kind::NoSettlementEngine,
+            ControlError::NoAccountToSettle => Kind::AccountNotFound,
+            ControlError::SettlementKeyConflict => Kind::IdempotencyConflict,
+            ControlError::SettlementTooLarge => {
+                return Self::field(Kind::JsonData, "amount", Fault::OutOfRange, error.to_string());
+            }
             ControlError::PacketsInFlight => Kind::PacketsInFlight,
             ControlError::TooManyAssets
             | ControlError::TooManyAccounts

@@ -1,16 +1,227 @@
 //! The settlement API (RFC 38): what settlement engines ask of the node, on a port of their own.
 //!
-//! Owns the paths of that port. Nothing of the operator's API is under them, and nothing of this is on the other port, so
-//! an operator can let engines reach the one and nobody else.
+//! Owns the paths of that port and how its bodies are read. Nothing of the operator's API is under them, and nothing of
+//! this is on the other port, so an operator can let engines reach the one and nobody else. What happens is
+//! [`crate::control::settlements`]'s.
 
-use crate::shard::control::ApiRequest;
+use std::sync::Arc;
 
-use super::Answer;
-use super::problem::{Kind, Problem, shorten};
+use num_bigint::BigUint;
+use uuid::Uuid;
+
+use crate::control::settlements::{Incoming, MESSAGE_BYTES_MAX, MessageError};
+use crate::control::{Control, ControlError};
+use crate::ledger::account::Account;
+use crate::shard::clock;
+use crate::shard::control::{ApiRequest, ApiResponse};
+
+use super::auth::Gate;
+use super::json::Json;
+use super::payments::read_key;
+use super::problem::{Fault, InvalidParam, Kind, Problem, shorten};
+use super::values::{Refusal, integer, refuse};
+use super::{Answer, Responder, read_json};
+
+/// Digits of an amount: as many as 2^64 - 1 units at scale 0 have at scale 255.
+const AMOUNT_DIGITS_MAX: usize = 275;
 
 /// Answers a call that came in on the engines' port.
-pub(super) fn answer(request: &ApiRequest) -> Result<Answer, Problem> {
+pub(super) fn answer(
+    control: &Arc<Control>,
+    gate: &Gate,
+    request: &ApiRequest,
+    now_ms: u64,
+) -> Result<Answer, Problem> {
     let path = request.target.split('?').next().unwrap_or_default();
-    let detail = format!("the settlement API has nothing under {}", shorten(path));
-    Err(Problem::new(Kind::NotFound, detail))
+    let path = path.strip_suffix('/').unwrap_or(path);
+    let segments: Vec<&str> = path.split('/').collect();
+    let (id, is_message) = match segments[..] {
+        ["", "accounts", id, "settlements"] => (id, false),
+        ["", "accounts", id, "messages"] => (id, true),
+        _ => {
+            let detail = format!("the settlement API has nothing under {}", shorten(path));
+            return Err(Problem::new(Kind::NotFound, detail));
+        }
+    };
+    match request.method.as_str() {
+        "POST" => {}
+        "OPTIONS" => {
+            return Ok(Answer::Now(ApiResponse {
+                status: 204,
+                headers: vec![("allow", ALLOW.to_owned())],
+                body: vec![].into(),
+                close: false,
+            }));
+        }
+        _ => {
+            let problem = Problem::new(Kind::MethodNotAllowed, "this path has other methods, see Allow");
+            return Err(problem.with_header("allow", ALLOW));
+        }
+    }
+    gate.admit_engine(request, now_ms)?;
+    let account = find(control, id)?;
+    if is_message {
+        message(control, request, &account)
+    } else {
+        settle(control, request, &account).map(Answer::Now)
+    }
+}
+
+const ALLOW: &str = "POST, OPTIONS";
+
+/// The account whose public id this is, if an engine serves it.
+fn find(control: &Control, id: &str) -> Result<Arc<Account>, Problem> {
+    // As engines were told it: with hyphens.
+    let uuid = Uuid::try_parse(id).ok().filter(|_| id.len() == 36);
+    let uuid = uuid.ok_or_else(|| Problem::new(Kind::InvalidAccountId, "the id of an account is a UUID"))?;
+    let account = control.find_account_by_uuid(uuid.as_bytes());
+    let served = account.filter(|account| control.engine_of(account).is_some());
+    Ok(served.ok_or(ControlError::NoAccountToSettle)?)
+}
+
+/// `POST /accounts/:id/settlements`
+fn settle(control: &Control, request: &ApiRequest, account: &Account) -> Result<ApiResponse, Problem> {
+    let Some(key) = read_key(request)? else {
+        return Err(Problem::new(
+            Kind::BadRequest,
+            "Idempotency-Key: is missing; without it a settlement would be credited each time it is told",
+        ));
+    };
+    let (amount, scale) = read_quantity(read_json(request)?)?;
+    let answer = format!(r#"{{"amount":"{amount}","scale":{scale}}}"#);
+    let incoming = Incoming {
+        key: &key,
+        amount: &amount,
+        scale,
+        status: 201,
+        answer: answer.as_bytes(),
+    };
+    let (status, body) = control.receive_settlement(account.id, &incoming)?;
+    Ok(ApiResponse {
+        status,
+        headers: vec![("content-type", "application/json".to_owned())],
+        body: body.into_vec().into(),
+        close: false,
+    })
+}
+
+/// An amount and its scale, with every fault named at once. Other members are of no concern to us.
+fn read_quantity(body: Json) -> Result<(BigUint, u8), Problem> {
+    let Json::Object(members) = body else {
+        let detail = format!("expected an object with amount and scale, found {}", body.kind());
+        return Err(Problem::new(Kind::JsonData, detail));
+    };
+    let member = |wanted: &str| {
+        members
+            .iter()
+            .find(|(name, _)| **name == *wanted)
+            .map(|(_, value)| value)
+    };
+    let mut faults = Vec::new();
+    let mut note = |name: &str, (fault, rule): Refusal| {
+        let name = name.into();
+        faults.push((InvalidParam { name, fault }, rule));
+    };
+    let missing = || refuse(Fault::Missing, "");
+    let amount = member("amount").map_or_else(missing, read_amount);
+    let missing = || refuse(Fault::Missing, "");
+    let scale = member("scale").map_or_else(missing, integer::<u8>);
+    match (amount, scale) {
+        (Ok(amount), Ok(scale)) => return Ok((amount, scale)),
+        (amount, scale) => {
+            amount.err().into_iter().for_each(|refusal| note("amount", refusal));
+            scale.err().into_iter().for_each(|refusal| note("scale", refusal));
+        }
+    }
+    Err(Problem::fields(Kind::JsonData, faults))
+}
+
+/// A text of digits, or an integer.
+fn read_amount(value: &Json) -> Result<BigUint, Refusal> {
+    let rule = format!("expected an integer from 0, as a text, of at most {AMOUNT_DIGITS_MAX} digits");
+    let (Json::Text(text) | Json::Number(text)) = value else {
+        return refuse(Fault::Invalid, rule);
+    };
+    let is_integer = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    match text.parse() {
+        Ok(amount) if is_integer && text.len() <= AMOUNT_DIGITS_MAX => Ok(amount),
+        _ if is_integer => refuse(Fault::OutOfRange, rule),
+        _ => refuse(Fault::Invalid, rule),
+    }
+}
+
+/// `POST /accounts/:id/messages`
+fn message(control: &Arc<Control>, request: &ApiRequest, account: &Account) -> Result<Answer, Problem> {
+    if request.body.len() > MESSAGE_BYTES_MAX {
+        let detail = format!("a message may have at most {MESSAGE_BYTES_MAX} bytes: it goes to the peer in one packet");
+        return Err(Problem::new(Kind::PayloadTooLarge, detail));
+    }
+    if let Some(reason) = control.not_ready() {
+        return Err(ControlError::NotReady { reason }.into());
+    }
+    let (control, id, body) = (Arc::clone(control), account.id, request.body.clone());
+    Ok(Answer::Later(Box::new(move |responder: Responder| {
+        let done = move |result: Result<Vec<u8>, MessageError>| {
+            responder.respond(match result {
+                Ok(reply) => ApiResponse {
+                    status: 201,
+                    headers: vec![("content-type", "application/octet-stream".to_owned())],
+                    body: reply.into(),
+                    close: false,
+                },
+                Err(error) => Problem::new(Kind::PeerEngine, error.to_string()).into_response(clock::wall()),
+            });
+        };
+        control.send_engine_message(id, &body, Box::new(done));
+    })))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::json::parse;
+    use super::*;
+
+    #[test]
+    fn quantities() {
+        let digits = "9".repeat(AMOUNT_DIGITS_MAX);
+        for (text, expected) in [
+            (r#"{"amount":"100","scale":9}"#, "100@9"),
+            (r#"{"amount":100,"scale":9}"#, "100@9"),
+            (r#"{"amount":"0","scale":0}"#, "0@0"),
+            (r#"{"amount":"007","scale":255,"more":[]}"#, "7@255"),
+            (r#"{"amount":18446744073709551616,"scale":1}"#, "18446744073709551616@1"),
+            (&format!(r#"{{"amount":"{digits}","scale":1}}"#), &format!("{digits}@1")),
+            (&format!(r#"{{"amount":"{digits}9","scale":1}}"#), "amount"),
+            (r#"{"amount":"-1","scale":9}"#, "amount"),
+            (r#"{"amount":-1,"scale":9}"#, "amount"),
+            (r#"{"amount":"+1","scale":9}"#, "amount"),
+            (r#"{"amount":1.5,"scale":9}"#, "amount"),
+            (r#"{"amount":1e3,"scale":9}"#, "amount"),
+            (r#"{"amount":"","scale":9}"#, "amount"),
+            (r#"{"amount":"1_0","scale":9}"#, "amount"),
+            (r#"{"amount":null,"scale":9}"#, "amount"),
+            (r#"{"amount":[1],"scale":9}"#, "amount"),
+            (r#"{"scale":9}"#, "amount"),
+            (r#"{"amount":"1"}"#, "scale"),
+            (r#"{"amount":"1","scale":256}"#, "scale"),
+            (r#"{"amount":"1","scale":-1}"#, "scale"),
+            (r#"{"amount":"x","scale":"y"}"#, "amount scale"),
+            (r#"{}"#, "amount scale"),
+        ] {
+            let found = match read_quantity(parse(text.as_bytes()).unwrap()) {
+                Ok((amount, scale)) => format!("{amount}@{scale}"),
+                Err(problem) => {
+                    let body = problem.into_response(clock::wall()).body.into_bytes();
+                    let answer: serde_json::Value = serde_json::from_slice(&body).unwrap();
+                    let names = answer["invalid-params"].as_array().unwrap().iter();
+                    names
+                        .map(|fault| fault["name"].as_str().unwrap())
+                        .collect::<Vec<_>>()
+                        .join(" ")
+                }
+            };
+            assert_eq!(found, expected, "{text:.80}");
+        }
+        assert!(read_quantity(Json::Null).is_err());
+    }
 }

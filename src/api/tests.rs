@@ -56,6 +56,7 @@ impl Caller {
     fn with(node: Node, decide: impl FnOnce(&mut Settings)) -> Self {
         let mut settings = Settings {
             admin_auth_token: ADMIN.into(),
+            settlement_api_token: None,
             open_reads: true,
             balance_format: BalanceFormat::Integer,
             default_spsp_account: None,

@@ -21,6 +21,7 @@ mod node;
 mod pay;
 mod rates;
 mod routes;
+mod settlements;
 mod show;
 
 use std::ffi::OsString;
@@ -90,6 +91,13 @@ enum Command {
         node: NodeArgs,
         #[command(subcommand)]
         command: engines::Command,
+    },
+    /// List what goes to settlement engines; settle now, cancel, retry
+    Settlements {
+        #[command(flatten)]
+        node: NodeArgs,
+        #[command(subcommand)]
+        command: settlements::Command,
     },
     /// Pay from an account, as its holder
     #[command(after_help = pay::HELP)]
@@ -167,6 +175,7 @@ pub fn run(arguments: &[OsString]) -> Option<ExitCode> {
         Command::Routes { node, command } => routes::run(node, command),
         Command::Rates { node, command } => rates::run(node, command),
         Command::Engines { node, command } => engines::run(node, command),
+        Command::Settlements { node, command } => settlements::run(node, command),
         Command::Pay { node, payment } => pay::run(node, payment),
         Command::LogLevel { node, filter } => node::log_level(node, filter),
         Command::Completions { shell } => completions(*shell),

@@ -418,8 +418,6 @@ pub(super) const PROVIDERS: [&str; 2] = ["exchange_rate.provider", "exchange_rat
 
 /// Options that are checked and kept, and that this version does nothing with yet: a start that is given one says so.
 pub(super) const WITHOUT_EFFECT_YET: &[&str] = &[
-    "settlement_api_token",
-    "settle_every",
     "prometheus.bind_address",
     "prometheus.histogram_window",
     "prometheus.histogram_granularity",

@@ -90,7 +90,9 @@ impl Control {
             (Arc::new(account), is_new_asset)
         };
 
-        self.bookkeeper.apply(put_account(&account, is_new_asset))?;
+        let mut mutations = put_account(&account, is_new_asset);
+        mutations.extend(self.announcements(None, Some(&account)));
+        self.bookkeeper.apply(mutations.clone())?;
         // Durable: nothing below can fail.
         changes.next_account_id = next_account_id;
         let (routes, settling) = {
@@ -102,6 +104,8 @@ impl Control {
         };
         let account_put = Change::Account(Arc::clone(&account));
         self.publish(settling.into_iter().chain([account_put]), routes, []);
+        self.settling.announce(&mutations);
+        self.settling.account_changed(&account, self.engine_of(&account));
         drop(changes);
         self.neighbours.account_changed(account.id);
 
@@ -158,7 +162,9 @@ impl Control {
         if changes_asset {
             self.close_for_new_asset(before.id)?;
         }
-        if let Err(error) = self.bookkeeper.apply(put_account(&after, is_new_asset)) {
+        let mut mutations = put_account(&after, is_new_asset);
+        mutations.extend(self.announcements(Some(&before), Some(&after)));
+        if let Err(error) = self.bookkeeper.apply(mutations.clone()) {
             if changes_asset {
                 self.shards.publish(&[Change::ReopenAccount(before.id)]);
             }
@@ -181,6 +187,8 @@ impl Control {
         let account = [Change::Account(Arc::clone(&after))];
         let reopened = changes_asset.then_some(Change::ReopenAccount(after.id));
         self.publish(settling.into_iter().chain(account).chain(reopened), routes, []);
+        self.settling.announce(&mutations);
+        self.settling.account_changed(&after, self.engine_of(&after));
         let is_parent = |account: &Account| account.routing_relation == RoutingRelation::Parent;
         if is_parent(&before) && !is_parent(&after) {
             self.leave_parent();
@@ -200,7 +208,11 @@ impl Control {
             let mut changes = self.begin()?;
             let account = Arc::clone(self.read().account(username)?);
             // Known to fail already: do not disturb the account for it. The store has the last word below.
-            let balance = self.bookkeeper.booked(account.id).unwrap_or(0);
+            let standing = self.bookkeeper.standing(account.id).unwrap_or_default();
+            if standing.settling {
+                return Err(ControlError::SettlementPending);
+            }
+            let balance = standing.booked;
             if balance != 0 && !force {
                 return Err(ControlError::BalanceNotZero { balance });
             }
@@ -235,6 +247,7 @@ impl Control {
             prefix: Arc::clone(prefix),
         };
         let mut mutations: Vec<Mutation> = removed_routes.iter().map(remove).collect();
+        mutations.extend(self.announcements(Some(account), None));
         mutations.push(Mutation::DeleteAccount {
             id: account.id,
             write_off: force,
@@ -261,6 +274,8 @@ impl Control {
         };
         // No packet finds the way to the account before the account goes.
         self.publish([], routes, [Change::RemoveAccount(account.id)]);
+        self.settling.announce(&mutations);
+        self.settling.account_removed(account.id);
         if account.routing_relation == RoutingRelation::Parent {
             self.leave_parent();
         }

@@ -65,6 +65,7 @@ impl Control {
         if after != before {
             self.shards.publish(&[Change::SettlingAssets(Arc::new(after))]);
         }
+        self.announce_all(&self.engines(), Some(&edits.keys().cloned().collect()));
         Ok(())
     }
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use crate::ledger::audit::Audit;
 use crate::ledger::settlement::Settlement;
-use crate::ledger::{AccountId, PaymentNumber, Transfer};
+use crate::ledger::{AccountId, Standing, Transfer};
 use crate::routing::forwarding::Forwarding;
 use crate::routing::table::Step;
 use crate::shard::control::{
@@ -18,7 +18,7 @@ use crate::shard::control::{
     StillInFlight,
 };
 use crate::store::tests::MemoryBook;
-use crate::store::{Applied, Book, Mutation, PAYMENT_KEY_BYTES, StoreError, StoredPayment};
+use crate::store::{Applied, Book, Mutation, Reader, StoreError};
 use crate::stream::sender::{Amounts, Failure, Outcome};
 use url::Url;
 
@@ -113,26 +113,12 @@ impl Bookkeeper for FakeBook {
         Ok(self.audit()?)
     }
 
-    fn booked(&self, id: AccountId) -> Option<i128> {
-        Some(self.inner.lock().unwrap().book.standing(id)?.booked)
+    fn standing(&self, id: AccountId) -> Option<Standing> {
+        self.inner.lock().unwrap().book.standing(id)
     }
 
-    fn payments(
-        &self,
-        account: AccountId,
-        before: Option<PaymentNumber>,
-        limit: usize,
-    ) -> Result<Vec<StoredPayment>, StoreError> {
-        let inner = self.inner.lock().unwrap();
-        inner.book.reader().payments(account, before, limit)
-    }
-
-    fn payment_by_key(
-        &self,
-        account: AccountId,
-        key: &[u8; PAYMENT_KEY_BYTES],
-    ) -> Result<Option<StoredPayment>, StoreError> {
-        self.inner.lock().unwrap().book.reader().payment_by_key(account, key)
+    fn reader(&self) -> Result<Arc<dyn Reader>, StoreError> {
+        Ok(self.inner.lock().unwrap().book.reader())
     }
 
     fn failure(&self) -> Option<String> {
@@ -143,6 +129,8 @@ impl Bookkeeper for FakeBook {
 /// Says how a payment ends, and when.
 pub(crate) type Payer = Box<dyn Fn(PaymentOrder, PaymentDone) + Send + Sync>;
 pub(crate) type PaymentDone = Box<dyn FnOnce(PaymentEnd) + Send>;
+/// Settles an account.
+pub(crate) type Settler = Box<dyn Fn(AccountId) -> SettleNow + Send + Sync>;
 /// Says what a neighbour answers, and when.
 pub(crate) type Neighbour = Box<dyn Fn(AccountId, &[u8], Answered) + Send + Sync>;
 
@@ -153,6 +141,7 @@ pub(crate) struct FakeShards {
     payer: Mutex<Option<Payer>>,
     asked: Mutex<Vec<(AccountId, Vec<u8>)>>,
     neighbour: Mutex<Option<Neighbour>>,
+    settler: Mutex<Option<Settler>>,
     routes: Mutex<FakeRoutes>,
 }
 
@@ -212,6 +201,11 @@ impl FakeShards {
         *self.neighbour.lock().unwrap() = Some(Box::new(neighbour));
     }
 
+    /// From now on accounts are settled like this; without, nothing is owed to anybody.
+    pub(crate) fn set_settler(&self, settler: impl Fn(AccountId) -> SettleNow + Send + Sync + 'static) {
+        *self.settler.lock().unwrap() = Some(Box::new(settler));
+    }
+
     fn state(&self, id: AccountId) -> AccountState {
         self.states.lock().unwrap().get(&id).copied().unwrap_or_default()
     }
@@ -264,9 +258,11 @@ impl Shards for FakeShards {
         }
     }
 
-    /// Nothing is owed to anybody.
-    fn settle_now(&self, _account: AccountId) -> SettleNow {
-        SettleNow::NothingOwed
+    fn settle_now(&self, account: AccountId) -> SettleNow {
+        match &*self.settler.lock().unwrap() {
+            Some(settler) => settler(account),
+            None => SettleNow::NothingOwed,
+        }
     }
 
     fn wait_for_btp(&self, id: AccountId, _at_most: Duration) -> bool {

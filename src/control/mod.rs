@@ -4,7 +4,8 @@
 //! Owns the configuration between the HTTP API above and the store and the shards below. [`state`] is what stands,
 //! [`edit`] what a caller wants to be different; [`accounts`], [`routes`], [`rates`], [`engines`] and [`address`] make the
 //! changes, [`publish`] brings routes to the shards, [`list`] finds accounts, [`explain`] says where a packet would go,
-//! [`payments`] has payments made and remembers them, [`neighbours`] speaks with other nodes.
+//! [`payments`] has payments made and remembers them, [`settlements`] has engines settle, [`neighbours`] speaks with other
+//! nodes.
 //! Leaves HTTP and JSON to `api`, the record on disk to `store`, and the money to the shards; of balances it only asks.
 //!
 //! Always: changes happen one at a time; what readers see is durable; a change that was refused has changed nothing.
@@ -21,6 +22,7 @@ pub mod payments;
 mod publish;
 pub mod rates;
 pub mod routes;
+pub mod settlements;
 mod state;
 
 #[cfg(test)]
@@ -31,13 +33,13 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use crate::ledger::PaymentNumber;
 use crate::ledger::account::{Account, AccountId, RoutingRelation};
 use crate::ledger::audit::Audit;
+use crate::ledger::{PaymentNumber, SettlementState, Standing};
 use crate::routing::table::Step;
 use crate::shard::clock;
 use crate::shard::control::{AccountState, Change, Shards};
-use crate::store::{Applied, Book, HeardRoutes, Mutation, PAYMENT_KEY_BYTES, StoreError, StoredPayment, WriterHandle};
+use crate::store::{Applied, Book, HeardRoutes, Mutation, Reader, StoreError, WriterHandle};
 
 pub use crate::store::BackupError;
 use neighbours::{Listeners, News};
@@ -56,24 +58,16 @@ pub trait Bookkeeper: Send + Sync {
     /// Copies what is on disk into a new folder, and adds up the copy.
     fn backup(&self, directory: &Path) -> Result<Audit, BackupError>;
 
-    /// The durable balance of an account, in units of its asset; positive is what we owe the holder.
-    fn booked(&self, id: AccountId) -> Option<i128>;
+    /// What is durable of an account, in units of its asset.
+    fn standing(&self, id: AccountId) -> Option<Standing>;
 
-    /// Payments of the account that are remembered, at most `limit`, the newest first, before the number `before` if
-    /// there is one.
-    fn payments(
-        &self,
-        account: AccountId,
-        before: Option<PaymentNumber>,
-        limit: usize,
-    ) -> Result<Vec<StoredPayment>, StoreError>;
+    /// The durable balance of an account; positive is what we owe the holder.
+    fn booked(&self, id: AccountId) -> Option<i128> {
+        self.standing(id).map(|standing| standing.booked)
+    }
 
-    /// The payment of the account that began with this key.
-    fn payment_by_key(
-        &self,
-        account: AccountId,
-        key: &[u8; PAYMENT_KEY_BYTES],
-    ) -> Result<Option<StoredPayment>, StoreError>;
+    /// Reads what is on disk, on the caller's thread.
+    fn reader(&self) -> Result<Arc<dyn Reader>, StoreError>;
 
     /// Why nothing can be committed any more, if so.
     fn failure(&self) -> Option<String>;
@@ -92,25 +86,12 @@ impl Bookkeeper for WriterHandle {
         self.backup(directory)
     }
 
-    fn booked(&self, id: AccountId) -> Option<i128> {
-        self.booked(id)
+    fn standing(&self, id: AccountId) -> Option<Standing> {
+        self.standing(id)
     }
 
-    fn payments(
-        &self,
-        account: AccountId,
-        before: Option<PaymentNumber>,
-        limit: usize,
-    ) -> Result<Vec<StoredPayment>, StoreError> {
-        self.reader()?.payments(account, before, limit)
-    }
-
-    fn payment_by_key(
-        &self,
-        account: AccountId,
-        key: &[u8; PAYMENT_KEY_BYTES],
-    ) -> Result<Option<StoredPayment>, StoreError> {
-        self.reader()?.payment_by_key(account, key)
+    fn reader(&self) -> Result<Arc<dyn Reader>, StoreError> {
+        self.reader()
     }
 
     fn failure(&self) -> Option<String> {
@@ -144,8 +125,32 @@ pub enum ControlError {
     AssetInUse,
     #[error("the balance is {balance}; settle it first, or delete with ?force=true to write it off")]
     BalanceNotZero { balance: i128 },
+    #[error("of the balance {prepaid} are prepaid: use them, or delete with ?force=true to write them off")]
+    PrepaidNotZero { prepaid: i128 },
     #[error("packets of this account are still in flight, or it is being deleted")]
     PacketsInFlight,
+    #[error("a settlement of the account is open: wait until it is confirmed, or cancel it")]
+    SettlementPending,
+    #[error("the account has no settlement with this id")]
+    SettlementNotFound,
+    #[error("the settlement has ended: it is {}", state.as_str())]
+    SettlementEnded { state: SettlementState },
+    #[error(
+        "an engine may have accepted the settlement: wait, or cancel with ?force=true if you know that it was not paid"
+    )]
+    SettlementSent,
+    #[error("no more is owed than the account settles to")]
+    NothingToSettle,
+    #[error("the account has no settle_to")]
+    NoSettlementRule,
+    #[error("neither the account nor its asset has a settlement engine")]
+    NoSettlementEngine,
+    #[error("there is no account with this id that a settlement engine serves")]
+    NoAccountToSettle,
+    #[error("this Idempotency-Key came with another settlement before; nothing was credited")]
+    SettlementKeyConflict,
+    #[error("the amount is more than {} units of the account; nothing was credited", u64::MAX)]
+    SettlementTooLarge,
     #[error("the node has {} assets, which is all it can have", 1 << 16)]
     TooManyAssets,
     #[error("the node has given all account numbers it can give")]
@@ -166,8 +171,10 @@ impl From<StoreError> for ControlError {
     fn from(error: StoreError) -> Self {
         match error {
             StoreError::BalanceNotZero { balance } => Self::BalanceNotZero { balance },
+            StoreError::PrepaidNotZero { prepaid } => Self::PrepaidNotZero { prepaid },
             StoreError::PaymentOpen => Self::PacketsInFlight,
-            StoreError::Failed(_) | StoreError::Stopped => Self::NotReady {
+            StoreError::SettlementOpen => Self::SettlementPending,
+            StoreError::Failed(_) | StoreError::Stopped | StoreError::TooManyEngines { .. } => Self::NotReady {
                 reason: error.to_string(),
             },
             other => Self::Internal(other.to_string()),
@@ -219,7 +226,7 @@ struct Changes {
 }
 
 /// What a start makes of a book.
-struct Standing {
+struct Restored {
     state: State,
     /// What it takes to make the book agree.
     mutations: Vec<Mutation>,
@@ -249,6 +256,8 @@ pub struct Control {
     listeners: Listeners,
     /// What the thread of neighbours has to know.
     neighbours: News,
+    /// What is to be said to settlement engines.
+    settling: settlements::Desk,
 }
 
 impl Control {
@@ -257,13 +266,14 @@ impl Control {
     /// Talks to no shard: see [`Self::initial_changes`]. With a parent, what that one called us last is our address.
     pub fn start(
         configured_address: Arc<str>,
-        book: Book,
+        mut book: Book,
         bookkeeper: Arc<dyn Bookkeeper>,
         shards: Arc<dyn Shards>,
     ) -> Result<Self, StartError> {
         let next_account_id = book.next_account_id;
         let last_payment = book.last_payment;
-        let Standing {
+        let settling = settlements::Desk::new(&mut book);
+        let Restored {
             state,
             mutations,
             heard,
@@ -286,6 +296,7 @@ impl Control {
             heard: Mutex::new(heard),
             listeners: Listeners::default(),
             neighbours: News::default(),
+            settling,
         })
     }
 
@@ -295,7 +306,7 @@ impl Control {
     }
 
     /// What stands at start, and the changes of the book that it takes to make it so.
-    fn stand(configured_address: &Arc<str>, book: Book) -> Result<Standing, StartError> {
+    fn stand(configured_address: &Arc<str>, book: Book) -> Result<Restored, StartError> {
         let node_address: Arc<str> = address::address_at_start(configured_address, &book).into();
         let rate_desk = Desk::restore(&book.rates).map_err(|code| StartError::Rate { code })?;
 
@@ -344,7 +355,7 @@ impl Control {
             state.routes.apply([Step::Fix { prefix, next_hop }]);
         }
         state.routes.shrink();
-        Ok(Standing {
+        Ok(Restored {
             state,
             mutations,
             heard,

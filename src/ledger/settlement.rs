@@ -108,6 +108,9 @@ pub struct Settlement {
     /// The scale of the account's asset, which does not change while the settlement is open.
     pub scale: u8,
     pub state: SettlementState,
+    /// The engine that may have taken it over: a try there is under way, or one has ended that nobody knows the outcome of.
+    /// It goes to no other engine then, and does not come back unless the operator says so. None: surely nobody has it.
+    pub sent_to: Option<Box<str>>,
     /// How often an engine was called.
     pub attempts: u32,
     /// Milliseconds since 1970, UTC, as all the following.
@@ -127,6 +130,11 @@ impl Settlement {
             end -= 1;
         }
         self.last_error = Some(error[..end].into());
+    }
+
+    /// Whether an engine may have it, so that its amount must not simply come back.
+    pub fn may_be_paid(&self) -> bool {
+        self.state == SettlementState::Sent || self.sent_to.is_some()
     }
 
     /// Whether this open settlement may be replaced by `after`; if not, the rule that is broken. A settlement is not
@@ -376,6 +384,7 @@ mod tests {
             amount: 10,
             scale: 2,
             state: SettlementState::Sent,
+            sent_to: Some("http://engine/".into()),
             attempts: 2,
             created_ms: 5,
             last_attempt_ms: Some(6),

@@ -2,12 +2,13 @@
 //! everything else goes to the API threads, as does everything that came in on the engines' port. Answers leave in the
 //! order of the requests.
 
+use std::cell::Cell;
 use std::sync::Arc;
 
 use crate::ledger::directory::{normalize_username, secrets_equal};
 use crate::ledger::{Account, AccountId, Directory};
 use crate::link::btp::BtpLink;
-use crate::link::http::{Asked, Incoming, LongBody, Next, PIECE_BYTES};
+use crate::link::http::{Asked, Incoming, LongBody, Next, PIECE_BYTES, Refused};
 use crate::net::SocketId;
 use crate::pipeline::in_flight::ReplyTo;
 use crate::wire::http::authorization::{Credentials, parse_authorization};
@@ -108,7 +109,20 @@ impl Shard {
             let rest = &bytes[used..];
             let mut body_range = None;
             let (port, tokens) = (serving.port, &self.tokens);
-            let result = serving.server.next(rest, |head| body_max(head, port, tokens), out);
+            let guess = Cell::new(None);
+            let mut result = serving
+                .server
+                .next(rest, |head| body_max(head, port, tokens, &guess), out);
+            // Whoever guesses too fast does not learn of a hit either.
+            if let Some(is_hit) = guess.get()
+                && let Some(peer) = self.ring.peer_address(socket)
+            {
+                if self.failures.is_blocked(peer.ip(), self.now.monotonic_ms) {
+                    result = Err(Refused::BodyTooLarge);
+                } else if !is_hit {
+                    self.failures.note(peer.ip(), self.now.monotonic_ms);
+                }
+            }
             let (taken, mut decision, asked) = match result {
                 Ok((0, None)) => break,
                 Ok((taken, None)) => {
@@ -530,15 +544,21 @@ impl Shard {
 }
 
 /// How long the body of a request may be. A stranger cannot make us collect more than a packet's worth.
-fn body_max(head: &RequestHead<'_>, port: Port, tokens: &Tokens) -> usize {
+/// `guess` is told whether a token was right, if one was looked at.
+fn body_max(head: &RequestHead<'_>, port: Port, tokens: &Tokens, guess: &Cell<Option<bool>>) -> usize {
+    let is_right = |token: &str| {
+        let is_hit = is_bearer_of(head, token);
+        guess.set(Some(is_hit));
+        is_hit
+    };
     let may_be_large = match port {
         Port::Api => {
             let path = head.path();
             let mut tables = ["/rates", "/routes", "/settlement"].into_iter();
-            tables.any(|table| path.starts_with(table)) && is_bearer_of(head, &tokens.admin)
+            tables.any(|table| path.starts_with(table)) && is_large(head) && is_right(&tokens.admin)
         }
         Port::Settlement => {
-            let is_engine = |token: &Arc<str>| is_bearer_of(head, token);
+            let is_engine = |token: &Arc<str>| is_large(head) && is_right(token);
             is_settlement_message(head.path()) && tokens.settlement.as_ref().is_none_or(is_engine)
         }
     };
@@ -546,6 +566,18 @@ fn body_max(head: &RequestHead<'_>, port: Port, tokens: &Tokens) -> usize {
         LARGE_BODY_BYTES_MAX
     } else {
         BODY_BYTES_MAX
+    }
+}
+
+/// Whether the body is longer than anybody's may be, or may turn out to be. Of others no token is looked at here: it may
+/// be another's, and right where it is checked.
+fn is_large(head: &RequestHead<'_>) -> bool {
+    let length = head
+        .header("content-length")
+        .and_then(|value| std::str::from_utf8(value).ok());
+    match length.and_then(|length| length.trim().parse::<usize>().ok()) {
+        Some(bytes) => bytes > BODY_BYTES_MAX,
+        None => head.header("transfer-encoding").is_some(),
     }
 }
 

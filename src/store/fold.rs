@@ -271,6 +271,7 @@ impl Ledger {
             amount,
             scale: self.assets[asset.index()].scale,
             state: SettlementState::Pending,
+            sent_to: None,
             attempts: 0,
             created_ms: now_ms,
             last_attempt_ms: None,
@@ -669,7 +670,7 @@ impl<'a> Draft<'a> {
             }
             Mutation::CancelSettlement { number, .. } => {
                 let before = self.open_settlement(*number)?;
-                if before.state == SettlementState::Sent {
+                if before.may_be_paid() {
                     return Err(StoreError::SettlementSent { number: *number });
                 }
                 self.end_settlement(before, i128::from(before.amount));

@@ -949,8 +949,8 @@ pub(crate) mod tests {
         }
 
         /// Reads what is kept, as the writer's handle would.
-        pub fn reader(&self) -> &dyn Reader {
-            &self.store
+        pub fn reader(&self) -> Arc<dyn Reader> {
+            Arc::new(self.store.clone())
         }
 
         /// What a start would read back.

@@ -1857,6 +1857,7 @@ mod tests {
                 amount,
                 scale,
                 state,
+                sent_to: None,
                 attempts: 0,
                 created_ms: 0,
                 last_attempt_ms: None,

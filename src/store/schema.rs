@@ -214,6 +214,8 @@ struct SettlementRecord {
     amount: u64,
     scale: u8,
     state: Box<str>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    sent_to: Option<Box<str>>,
     attempts: u32,
     created_ms: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -230,6 +232,7 @@ pub fn settlement(settlement: &Settlement) -> Vec<u8> {
         amount: settlement.amount,
         scale: settlement.scale,
         state: settlement.state.as_str().into(),
+        sent_to: settlement.sent_to.clone(),
         attempts: settlement.attempts,
         created_ms: settlement.created_ms,
         last_attempt_ms: settlement.last_attempt_ms,
@@ -254,6 +257,7 @@ pub fn read_settlement(key: &[u8], value: &[u8]) -> Result<Settlement, Malformed
         amount: record.amount,
         scale: record.scale,
         state: SettlementState::parse(&record.state).ok_or(Malformed("state of a settlement"))?,
+        sent_to: record.sent_to,
         attempts: record.attempts,
         created_ms: record.created_ms,
         last_attempt_ms: record.last_attempt_ms,
@@ -797,7 +801,7 @@ mod tests {
             state in 0..5usize,
             (attempts, created_ms) in any::<(u32, u64)>(),
             (last_attempt_ms, ended_ms) in any::<(Option<u64>, Option<u64>)>(),
-            last_error in proptest::option::of(text()),
+            (sent_to, last_error) in (proptest::option::of(text()), proptest::option::of(text())),
         ) {
             let one = Settlement {
                 number: SettlementNumber::new(number),
@@ -806,6 +810,7 @@ mod tests {
                 amount,
                 scale,
                 state: SettlementState::ALL[state],
+                sent_to,
                 attempts,
                 created_ms,
                 last_attempt_ms,

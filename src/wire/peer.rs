@@ -80,9 +80,17 @@ pub fn check_request(prepare: &Prepare<'_>, now: Timestamp) -> Result<(), Invali
 /// # Panics
 /// If `data` has more bytes than a packet may.
 pub fn encode_request(out: &mut Vec<u8>, now: Timestamp, destination: Address<'_>, data: &[u8]) {
+    encode_request_until(out, now.plus_ms(REQUEST_LIFETIME_MS), destination, data);
+}
+
+/// The same with an end of its own.
+///
+/// # Panics
+/// If `data` has more bytes than a packet may.
+pub fn encode_request_until(out: &mut Vec<u8>, expires_at: Timestamp, destination: Address<'_>, data: &[u8]) {
     PrepareBuilder {
         amount: 0,
-        expires_at: now.plus_ms(REQUEST_LIFETIME_MS),
+        expires_at,
         execution_condition: &PEER_CONDITION,
         destination,
         data,

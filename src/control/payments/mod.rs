@@ -295,7 +295,12 @@ impl Payments {
     /// What is remembered of the account's payments, the newest first, at most `limit` of those before `before`.
     pub fn list(&self, account: AccountId, before: Option<PaymentNumber>, limit: usize) -> Result<Page, ControlError> {
         // One more than asked for tells whether there is a next page.
-        let mut stored = self.shared.control.bookkeeper.payments(account, before, limit + 1)?;
+        let mut stored = self
+            .shared
+            .control
+            .bookkeeper
+            .reader()?
+            .payments(account, before, limit + 1)?;
         let has_more = stored.len() > limit;
         stored.truncate(limit);
         let last = stored.last().filter(|_| has_more);
@@ -353,7 +358,7 @@ impl Shared {
     }
 
     fn find(&self, account: AccountId, key: &Key) -> Result<Option<Record>, Refused> {
-        match self.control.bookkeeper.payment_by_key(account, key)? {
+        match self.control.bookkeeper.reader()?.payment_by_key(account, key)? {
             None => Ok(None),
             Some(stored) => read_stored(&stored).map(Some).ok_or(Refused::Internal),
         }

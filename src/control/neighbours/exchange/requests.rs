@@ -4,7 +4,7 @@
 
 use super::super::lessons::Lesson;
 use super::super::notes::Reason;
-use super::{Exchange, PendingReply, ROUTES_LEARNED_MAX, Turn, reject};
+use super::{Exchange, PendingReply, ROUTES_LEARNED_MAX, Turn};
 use crate::ledger::account::AccountId;
 use crate::routing::ccp::{DropReason, Refusal};
 use crate::shard::control::{PeerAnswer, PeerRequest, PeerService};
@@ -28,10 +28,8 @@ impl Exchange {
             PeerService::RouteUpdate => self
                 .heard_of(now, from, turn)
                 .and_then(|()| self.told_routes(now, from, &data, turn)),
-            PeerService::Settle => Err(reject(
-                ErrorCode::F02_UNREACHABLE,
-                "no settlement engine takes messages here",
-            )),
+            // Of no concern to the exchange of routes, and for engines that may take their time.
+            PeerService::Settle => return self.control.take_peer_message(from, data, respond),
         };
         turn.replies.push(PendingReply {
             respond,

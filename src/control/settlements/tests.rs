@@ -1,0 +1,818 @@
+//! Settlements against engines that fail in every way, on a book in memory and a clock that is moved.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Mutex;
+use std::sync::mpsc::channel;
+
+use num_bigint::BigUint;
+
+use super::super::edit::{AccountEdit, Edit};
+use super::super::fake::Node;
+use super::queue::{CALLS_MAX, Call, CallEnd, Job, PAUSE_MS_MAX};
+use super::timer::Timers;
+use super::*;
+use crate::ledger::settlement::SettlementNumber;
+use crate::pipeline::settling::transfer_of;
+use crate::shard::control::PeerAnswer;
+use crate::wire::packet::{ErrorCode, PEER_FULFILLMENT, Prepare, RejectBuilder, encode_fulfill};
+use crate::wire::peer::SETTLE_DESTINATION;
+use crate::wire::timestamp::Timestamp;
+
+const ENGINE: &str = "http://engine.example/";
+const OTHER: &str = "http://other.example/";
+const HOUR_MS: u64 = 3_600_000;
+
+/// What an engine does with a request.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Mode {
+    Up,
+    /// Nobody listens.
+    Down,
+    /// It does not do it, and nobody learns that: it hangs, breaks, answers 500 or garbage.
+    Broken,
+    /// It does it, and nobody learns that.
+    AnswerLost,
+    Refuses(u16),
+}
+
+#[derive(Default)]
+struct FakeEngines {
+    inner: Mutex<Inner>,
+}
+
+#[derive(Default)]
+struct Inner {
+    modes: BTreeMap<String, Mode>,
+    accounts: BTreeSet<(String, Uuid)>,
+    /// What each engine has paid, by key.
+    paid: BTreeMap<(String, String), u64>,
+    /// Calls to settle.
+    calls: Vec<String>,
+}
+
+impl FakeEngines {
+    fn set(&self, engine: &str, mode: Mode) {
+        self.inner.lock().unwrap().modes.insert(engine.to_owned(), mode);
+    }
+
+    fn paid(&self) -> Vec<u64> {
+        self.inner.lock().unwrap().paid.values().copied().collect()
+    }
+
+    fn take_calls(&self) -> Vec<String> {
+        std::mem::take(&mut self.inner.lock().unwrap().calls)
+    }
+
+    fn knows(&self, engine: &str, account: Uuid) -> bool {
+        let inner = self.inner.lock().unwrap();
+        inner.accounts.contains(&(engine.to_owned(), account))
+    }
+
+    fn answer(&self, engine: &Url, act: impl FnOnce(&mut Inner, &str) -> Result<(), u16>) -> EngineAnswer {
+        let mut inner = self.inner.lock().unwrap();
+        let error = || "as the test says".to_owned();
+        match inner.modes.get(engine.as_str()).copied().unwrap_or(Mode::Up) {
+            Mode::Down => EngineAnswer::NotSent { error: error() },
+            Mode::Broken => EngineAnswer::Unknown { error: error() },
+            Mode::Refuses(status) => EngineAnswer::Refused {
+                status,
+                detail: error(),
+            },
+            mode => match act(&mut inner, engine.as_str()) {
+                Err(status) => EngineAnswer::Refused {
+                    status,
+                    detail: error(),
+                },
+                Ok(()) if mode == Mode::AnswerLost => EngineAnswer::Unknown { error: error() },
+                Ok(()) => EngineAnswer::Accepted(Vec::new()),
+            },
+        }
+    }
+}
+
+/// Accounts are refused by none of these engines.
+impl FakeEngines {
+    fn tell(&self, engine: &Url, act: impl FnOnce(&mut Inner, &str) -> Result<(), u16>) -> EngineAnswer {
+        let mode = self.inner.lock().unwrap().modes.get(engine.as_str()).copied();
+        if !matches!(mode, Some(Mode::Refuses(_))) {
+            return self.answer(engine, act);
+        }
+        let _ = act(&mut self.inner.lock().unwrap(), engine.as_str());
+        EngineAnswer::Accepted(Vec::new())
+    }
+}
+
+impl Engines for FakeEngines {
+    fn create_account(&self, engine: &Url, account: Uuid, _key: &str) -> EngineAnswer {
+        self.tell(engine, |inner, engine| {
+            inner.accounts.insert((engine.to_owned(), account));
+            Ok(())
+        })
+    }
+
+    fn delete_account(&self, engine: &Url, account: Uuid, _key: &str) -> EngineAnswer {
+        self.tell(engine, |inner, engine| {
+            inner.accounts.remove(&(engine.to_owned(), account));
+            Ok(())
+        })
+    }
+
+    fn settle(&self, engine: &Url, account: Uuid, amount: u64, _scale: u8, key: &str) -> EngineAnswer {
+        self.inner.lock().unwrap().calls.push(engine.to_string());
+        self.answer(engine, |inner, engine| {
+            if !inner.accounts.contains(&(engine.to_owned(), account)) {
+                return Err(404);
+            }
+            let paid = inner.paid.entry((engine.to_owned(), key.to_owned())).or_insert(amount);
+            assert_eq!(*paid, amount, "a key has one amount");
+            Ok(())
+        })
+    }
+
+    fn message(&self, engine: &Url, _account: Uuid, message: &[u8], _key: &str, _limit: Duration) -> EngineAnswer {
+        match self.answer(engine, |_, _| Ok(())) {
+            EngineAnswer::Accepted(_) => EngineAnswer::Accepted([b"re: ", message].concat()),
+            other => other,
+        }
+    }
+}
+
+struct World {
+    node: Node,
+    engines: Arc<FakeEngines>,
+}
+
+impl World {
+    fn new() -> Self {
+        Self {
+            node: Node::new("example.hub"),
+            engines: Arc::default(),
+        }
+    }
+
+    /// The process ends, and another one is started on its book.
+    fn restart(self) -> Self {
+        let book = Arc::clone(&self.node.book);
+        let ahead_ms = self.node.control.settling.ahead_ms.load(Ordering::SeqCst);
+        let node = Node::start("example.hub", book);
+        let desk = &node.control.settling;
+        desk.ahead_ms.store(ahead_ms, Ordering::SeqCst);
+        // Read back at the time that the test has got to.
+        let book = node.book.read_back();
+        *desk.queue() = Queue::new(desk.now(), 7, book.open_settlements, &book.announced, book.engine_tasks);
+        node.control.begin_settling();
+        Self {
+            node,
+            engines: self.engines,
+        }
+    }
+
+    fn control(&self) -> &Control {
+        &self.node.control
+    }
+
+    fn add(&self, username: &str, edit: AccountEdit) -> Arc<Account> {
+        let edit = AccountEdit {
+            asset_code: Some("ABC".into()),
+            asset_scale: Some(2),
+            ..edit
+        };
+        let created = self.control().create_account(Timestamp::default(), username, edit);
+        created.expect("a new account").account
+    }
+
+    fn add_with_engine(&self, username: &str, engine: &str) -> Arc<Account> {
+        self.add(
+            username,
+            AccountEdit {
+                settlement_engine_url: Edit::Set(engine.into()),
+                ..AccountEdit::default()
+            },
+        )
+    }
+
+    fn set_engine(&self, username: &str, engine: &str) {
+        let edit = AccountEdit {
+            settlement_engine_url: Edit::Set(engine.into()),
+            ..AccountEdit::default()
+        };
+        self.control().update_account(username, edit).expect("a change");
+    }
+
+    /// So much leaves the balance of an account, as its shard would have it.
+    fn settle(&self, account: &Account, amount: u64) -> Uuid {
+        let made = self.node.book.transfer(&transfer_of(account.id, amount));
+        let made = made.expect("a settlement");
+        let id = Uuid::from_bytes(made.id);
+        self.control().settlement_made(made);
+        id
+    }
+
+    /// All that is due in so much time.
+    fn pass(&self, ms: u64) {
+        let desk = &self.control().settling;
+        let end_ms = desk.now().monotonic_ms + ms;
+        loop {
+            let now_ms = desk.now().monotonic_ms;
+            let taken = desk.queue().take(now_ms);
+            match taken {
+                Ok(job) => self.control().make_call(&*self.engines, &job),
+                Err(Some(at_ms)) if at_ms <= end_ms => {
+                    desk.ahead_ms.fetch_add(at_ms.saturating_sub(now_ms), Ordering::SeqCst);
+                }
+                Err(_) => {
+                    let left_ms = end_ms.saturating_sub(now_ms);
+                    desk.ahead_ms.fetch_add(left_ms, Ordering::SeqCst);
+                    break;
+                }
+            }
+        }
+        assert!(self.control().audit().unwrap().adds_up());
+    }
+
+    fn get(&self, account: &Account, id: Uuid) -> Settlement {
+        self.control().settlement(account.id, id).unwrap()
+    }
+
+    fn state(&self, account: &Account, id: Uuid) -> &'static str {
+        self.get(account, id).state.as_str()
+    }
+
+    fn balance(&self, account: &Account) -> i128 {
+        self.control().bookkeeper.booked(account.id).unwrap()
+    }
+}
+
+#[test]
+fn an_engine_that_is_there_pays_once() {
+    let world = World::new();
+    let alice = world.add_with_engine("alice", ENGINE);
+    let id = world.settle(&alice, 90);
+    world.node.shards.take_published();
+    world.pass(100);
+    let settlement = world.get(&alice, id);
+    assert_eq!((settlement.state.as_str(), settlement.attempts), ("confirmed", 1));
+    assert!(settlement.ended_ms.is_some() && settlement.last_error.is_none());
+    assert_eq!(world.engines.paid(), [90]);
+    assert_eq!(world.node.shards.take_published(), "settled:0+0");
+    world.pass(HOUR_MS);
+    assert_eq!(world.engines.take_calls().len(), 1);
+}
+
+#[test]
+fn whatever_is_wrong_for_an_hour_one_settlement_is_paid() {
+    for (mode, state) in [
+        (Mode::Down, "pending"),
+        (Mode::Broken, "sent"),
+        (Mode::AnswerLost, "sent"),
+    ] {
+        for restarts in [false, true] {
+            let mut world = World::new();
+            let alice = world.add_with_engine("alice", ENGINE);
+            world.pass(1);
+            world.engines.set(ENGINE, mode);
+            let id = world.settle(&alice, 90);
+            for _ in 0..60 {
+                world.pass(HOUR_MS / 60);
+                if restarts {
+                    world = world.restart();
+                }
+            }
+            let settlement = world.get(&alice, id);
+            assert_eq!(settlement.state.as_str(), state, "{mode:?}");
+            assert_eq!(settlement.last_error.as_deref(), Some("as the test says"));
+            // 1 s, 2 s, 4 s and so on, half of it at least.
+            let calls = world.engines.take_calls().len();
+            assert!((11..=16).contains(&calls), "{mode:?}, {restarts}: {calls} calls");
+            assert_eq!(settlement.attempts as usize, calls);
+            assert_eq!(world.balance(&alice), -90, "it does not come back by itself");
+            world.engines.set(ENGINE, Mode::Up);
+            world.pass(PAUSE_MS_MAX + 1);
+            assert_eq!(world.state(&alice, id), "confirmed", "{mode:?}");
+            assert_eq!(world.engines.paid(), [90], "{mode:?}");
+        }
+    }
+}
+
+#[test]
+fn many_that_wait_for_one_engine_go_out_when_it_is_back() {
+    let world = World::new();
+    let accounts: Vec<_> = (0..50)
+        .map(|number| world.add_with_engine(&format!("account_{number}"), ENGINE))
+        .collect();
+    world.pass(1);
+    world.engines.set(ENGINE, Mode::Broken);
+    let ids: Vec<_> = accounts.iter().map(|account| world.settle(account, 7)).collect();
+    world.pass(3 * HOUR_MS);
+    world.engines.set(ENGINE, Mode::Up);
+    // The first that is tried shows that it is back.
+    world.pass(HOUR_MS / 4);
+    assert_eq!(world.engines.paid(), [7; 50]);
+    for (account, id) in accounts.iter().zip(ids) {
+        assert_eq!(world.state(account, id), "confirmed");
+    }
+}
+
+#[test]
+fn what_an_engine_refuses_waits_for_the_operator() {
+    let world = World::new();
+    let alice = world.add_with_engine("alice", ENGINE);
+    world.pass(1);
+    world.engines.set(ENGINE, Mode::Refuses(409));
+    let id = world.settle(&alice, 90);
+    world.pass(3 * HOUR_MS);
+    assert_eq!(world.engines.take_calls().len(), 1);
+    let failed = world.get(&alice, id);
+    assert_eq!((failed.state.as_str(), failed.sent_to.clone()), ("failed", None));
+    let error = failed.last_error.as_deref().unwrap();
+    assert!(error.contains("409") && error.contains("as the test says"), "{error}");
+    // Over a restart, too.
+    let world = world.restart();
+    world.pass(HOUR_MS);
+    assert_eq!(world.engines.take_calls().len(), 0);
+    // Once more in vain, and once more.
+    assert_eq!(
+        world.control().retry_settlement(&alice, id).unwrap().state.as_str(),
+        "pending"
+    );
+    world.pass(HOUR_MS);
+    assert_eq!(world.state(&alice, id), "failed");
+    world.engines.set(ENGINE, Mode::Up);
+    world.control().retry_settlement(&alice, id).unwrap();
+    world.pass(1);
+    assert_eq!((world.state(&alice, id), world.engines.paid()), ("confirmed", vec![90]));
+    let ended = Err(ControlError::SettlementEnded {
+        state: SettlementState::Confirmed,
+    });
+    assert_eq!(world.control().retry_settlement(&alice, id), ended);
+    assert_eq!(world.control().cancel_settlement(alice.id, id, true), ended);
+    assert_eq!(
+        world.control().cancel_settlement(alice.id, Uuid::nil(), true),
+        Err(ControlError::SettlementNotFound)
+    );
+}
+
+#[test]
+fn what_no_engine_has_can_be_cancelled() {
+    for mode in [Mode::Down, Mode::Refuses(400)] {
+        let world = World::new();
+        let alice = world.add_with_engine("alice", ENGINE);
+        world.pass(1);
+        world.engines.set(ENGINE, mode);
+        let id = world.settle(&alice, 90);
+        world.pass(HOUR_MS);
+        assert_eq!(world.balance(&alice), -90);
+        let refused = world.control().delete_account("alice", true);
+        assert_eq!(refused, Err(ControlError::SettlementPending));
+        world.node.shards.take_published();
+        let cancelled = world.control().cancel_settlement(alice.id, id, false).unwrap();
+        assert_eq!(cancelled.state.as_str(), "cancelled");
+        assert_eq!(world.balance(&alice), 0);
+        assert_eq!(world.node.shards.take_published(), "settled:0+90");
+        world.engines.set(ENGINE, Mode::Up);
+        world.pass(HOUR_MS);
+        assert_eq!(world.engines.paid(), [0_u64; 0], "{mode:?}");
+    }
+}
+
+/// An outcome that nobody knows is not undone by later tries that never arrive, or are refused.
+#[test]
+fn what_an_engine_may_have_is_cancelled_by_force_only() {
+    for (later, state) in [
+        (Mode::Broken, "sent"),
+        (Mode::Down, "sent"),
+        (Mode::Refuses(404), "failed"),
+    ] {
+        let world = World::new();
+        let alice = world.add_with_engine("alice", ENGINE);
+        world.pass(1);
+        world.engines.set(ENGINE, Mode::AnswerLost);
+        let id = world.settle(&alice, 90);
+        world.pass(1);
+        world.engines.set(ENGINE, later);
+        world.pass(HOUR_MS);
+        let world = world.restart();
+        assert_eq!(world.state(&alice, id), state, "{later:?}");
+        assert_eq!(
+            world.control().cancel_settlement(alice.id, id, false),
+            Err(ControlError::SettlementSent),
+            "{later:?}"
+        );
+        // The operator says it was not paid. Here it was, and so the money is there twice: it is the operator's word.
+        world.control().cancel_settlement(alice.id, id, true).unwrap();
+        assert_eq!((world.balance(&alice), world.state(&alice, id)), (0, "cancelled"));
+        world.pass(HOUR_MS);
+        assert!(world.control().audit().unwrap().adds_up());
+    }
+}
+
+/// Another engine would pay it again.
+#[test]
+fn what_an_engine_may_have_goes_to_no_other() {
+    for (mode, pinned) in [(Mode::AnswerLost, true), (Mode::Down, false)] {
+        let world = World::new();
+        let alice = world.add_with_engine("alice", ENGINE);
+        let uuid = Uuid::from_bytes(alice.uuid);
+        world.pass(1);
+        assert!(world.engines.knows(ENGINE, uuid));
+        world.engines.set(ENGINE, mode);
+        let id = world.settle(&alice, 90);
+        world.pass(1);
+        world.engines.take_calls();
+        world.set_engine("alice", OTHER);
+        world.pass(HOUR_MS);
+        let world = world.restart();
+        world.pass(HOUR_MS);
+        assert!(world.engines.knows(OTHER, uuid));
+        let calls = world.engines.take_calls();
+        let target = if pinned { ENGINE } else { OTHER };
+        assert!(
+            !calls.is_empty() && calls.iter().all(|engine| engine == target),
+            "{calls:?}"
+        );
+        assert_eq!(world.state(&alice, id), if pinned { "sent" } else { "confirmed" });
+        // Not before the settlement is over does the first engine hear that the account has left.
+        assert!(world.engines.knows(ENGINE, uuid));
+        world.engines.set(ENGINE, Mode::Up);
+        world.pass(2 * HOUR_MS);
+        assert_eq!((world.state(&alice, id), world.engines.paid()), ("confirmed", vec![90]));
+        assert!(!world.engines.knows(ENGINE, uuid));
+    }
+}
+
+#[test]
+fn engines_know_the_accounts_that_they_serve() {
+    let world = World::new();
+    world.engines.set(ENGINE, Mode::Down);
+    let alice = world.add_with_engine("alice", ENGINE);
+    let bob = world.add("bob", AccountEdit::default());
+    let (alice_id, bob_id) = (Uuid::from_bytes(alice.uuid), Uuid::from_bytes(bob.uuid));
+    let id = world.settle(&alice, 5);
+    world.pass(HOUR_MS);
+    assert_eq!(world.engines.take_calls().len(), 0, "it does not know the account yet");
+    let standing = world.control().engine_standing(&alice).unwrap();
+    assert!(!standing.acknowledged && standing.attempts > 10, "{standing:?}");
+    assert_eq!(standing.last_error.as_deref(), Some("as the test says"));
+    assert_eq!(world.control().engine_standing(&bob), None);
+    let world = world.restart();
+    world.engines.set(ENGINE, Mode::Up);
+    world.pass(HOUR_MS);
+    assert_eq!((world.state(&alice, id), world.engines.paid()), ("confirmed", vec![5]));
+    assert!(world.control().engine_standing(&alice).unwrap().acknowledged);
+    // The engine of an asset serves those without one of their own.
+    let set = |engine: Option<&str>| {
+        let edits = [("ABC".into(), engine.map(Box::from))];
+        world.control().set_engines(&edits.into()).unwrap();
+        world.pass(1);
+    };
+    set(Some(OTHER));
+    assert!(world.engines.knows(OTHER, bob_id) && !world.engines.knows(OTHER, alice_id));
+    set(Some(ENGINE));
+    assert!(world.engines.knows(ENGINE, bob_id) && !world.engines.knows(OTHER, bob_id));
+    set(None);
+    assert!(!world.engines.knows(ENGINE, bob_id) && world.engines.knows(ENGINE, alice_id));
+    // The end of an account is told, however long that takes.
+    world.node.book.credit(alice.id, 5);
+    world.engines.set(ENGINE, Mode::Broken);
+    world.control().delete_account("alice", false).unwrap();
+    world.pass(HOUR_MS);
+    let world = world.restart();
+    world.engines.set(ENGINE, Mode::Up);
+    world.pass(HOUR_MS);
+    assert!(!world.engines.knows(ENGINE, alice_id));
+    assert_eq!(world.node.book.read_back().engine_tasks, []);
+}
+
+#[test]
+fn nothing_is_sent_that_is_not_durable_before() {
+    let world = World::new();
+    let alice = world.add_with_engine("alice", ENGINE);
+    world.pass(1);
+    let id = world.settle(&alice, 90);
+    world.node.book.fail("the disk is full");
+    let desk = &world.control().settling;
+    let job = desk.queue().take(desk.now().monotonic_ms).expect("it is due");
+    world.control().make_call(&*world.engines, &job);
+    assert_eq!(world.engines.take_calls().len(), 0);
+    assert_eq!(world.state(&alice, id), "pending");
+}
+
+fn is_settle(job: &Job) -> bool {
+    matches!(job.call, Call::Settle(_))
+}
+
+/// Engines that do not answer get few threads, and those that do get theirs.
+#[test]
+fn no_engine_holds_up_another() {
+    let now = Now {
+        wall: Timestamp::from_millis(1_000_000),
+        monotonic_ms: 1_000,
+    };
+    let engine = |number: u32| format!("http://engine-{number}.example/");
+    let settlement = |number: u32| Settlement {
+        number: SettlementNumber::new(u64::from(number) + 1),
+        id: [0; 16],
+        account: AccountId::new(number),
+        amount: 1,
+        scale: 0,
+        state: SettlementState::Pending,
+        sent_to: None,
+        attempts: 0,
+        created_ms: 0,
+        last_attempt_ms: None,
+        ended_ms: None,
+        last_error: None,
+    };
+    // A hundred accounts at each of twenty engines.
+    let of = |account: u32| engine(account % 20);
+    let known: Vec<_> = (0..2_000)
+        .map(|number| (AccountId::new(number), of(number).into_boxed_str()))
+        .collect();
+    let mut queue = Queue::new(now, 7, Vec::new(), &known, Vec::new());
+    for number in 0..2_000 {
+        queue.add(now, settlement(number), Some(of(number).into()));
+    }
+    let mut running = Vec::new();
+    for _ in 0..CALLS_MAX {
+        running.push(queue.take(now.monotonic_ms).expect("there is much to do"));
+    }
+    assert!(running.iter().all(is_settle));
+    let of_one = |running: &[Job], number| running.iter().filter(|job| *job.engine == *engine(number)).count();
+    assert!((0..20).all(|number| of_one(&running, number) <= 2));
+    // All engines but one hang, and each call ends after 5 s.
+    let mut paid = 0;
+    let mut now_ms = now.monotonic_ms;
+    for _ in 0..100 {
+        now_ms += 5_000;
+        for job in running.drain(..) {
+            let Call::Settle(mut settlement) = job.call.clone() else {
+                unreachable!()
+            };
+            if *job.engine == *engine(3) {
+                queue.end(now_ms, &job, CallEnd::Answered);
+                queue.ended(&settlement);
+                paid += 1;
+            } else {
+                queue.end(now_ms, &job, CallEnd::Failed);
+                settlement.sent_to = Some((*job.engine).into());
+                queue.settled(now_ms, settlement);
+            }
+        }
+        while running.len() < CALLS_MAX
+            && let Ok(job) = queue.take(now_ms)
+        {
+            running.push(job);
+        }
+    }
+    assert_eq!(paid, 100, "two at a time, as long as there are some");
+    assert!(
+        running.len() <= CALLS_MAX / 2,
+        "{} threads wait for engines",
+        running.len()
+    );
+}
+
+fn receive(world: &World, account: &Account, key: &str, amount: &str, scale: u8) -> Result<String, ControlError> {
+    let amount: BigUint = amount.parse().unwrap();
+    let answer = format!("{amount}@{scale}");
+    let incoming = Incoming {
+        key,
+        amount: &amount,
+        scale,
+        status: 201,
+        answer: answer.as_bytes(),
+    };
+    let (status, body) = world.control().receive_settlement(account.id, &incoming)?;
+    Ok(format!("{status} {}", String::from_utf8_lossy(&body)))
+}
+
+#[test]
+fn what_engines_bring_is_credited_once() {
+    let world = World::new();
+    let alice = world.add_with_engine("alice", ENGINE);
+    let bob = world.add("bob", AccountEdit::default());
+    let carol = world.add_with_engine("carol", ENGINE);
+    world.node.shards.take_published();
+    assert_eq!(receive(&world, &alice, "a", "150", 3), Ok("201 150@3".to_owned()));
+    assert_eq!(world.node.shards.take_published(), "received:0+15");
+    assert_eq!(receive(&world, &alice, "a", "150", 3), Ok("201 150@3".to_owned()));
+    for (amount, scale) in [("151", 3), ("150", 2)] {
+        assert_eq!(
+            receive(&world, &alice, "a", amount, scale),
+            Err(ControlError::SettlementKeyConflict)
+        );
+    }
+    assert_eq!(
+        (world.balance(&alice), world.node.shards.take_published()),
+        (15, String::new())
+    );
+    // What is left over is in the next one; keys are the account's own.
+    assert!(receive(&world, &alice, "b", "6", 3).is_ok());
+    assert_eq!(world.balance(&alice), 15);
+    assert!(receive(&world, &alice, "c", "4", 3).is_ok());
+    assert_eq!(world.balance(&alice), 16);
+    assert!(receive(&world, &carol, "a", "1", 2).is_ok());
+    assert_eq!(world.balance(&carol), 1);
+    assert_eq!(
+        receive(&world, &alice, "d", "18446744073709551616", 2),
+        Err(ControlError::SettlementTooLarge)
+    );
+    assert!(receive(&world, &alice, "d", "0", 2).is_ok());
+    assert_eq!(receive(&world, &bob, "a", "1", 2), Err(ControlError::NoAccountToSettle));
+    // Also after a restart, and for two days after the last use.
+    let world = world.restart();
+    assert_eq!(receive(&world, &alice, "a", "150", 3), Ok("201 150@3".to_owned()));
+    for passed_hours in [47, 47, 49] {
+        world.pass(passed_hours * HOUR_MS);
+        world.control().forget_settlement_keys();
+        assert_eq!(receive(&world, &alice, "a", "150", 3), Ok("201 150@3".to_owned()));
+        let credited = if passed_hours == 49 { 31 } else { 16 };
+        assert_eq!(world.balance(&alice), credited, "after {passed_hours} hours");
+    }
+    assert!(world.control().audit().unwrap().adds_up());
+}
+
+#[test]
+fn the_same_settlement_at_the_same_time_is_credited_once() {
+    let world = World::new();
+    let alice = world.add_with_engine("alice", ENGINE);
+    std::thread::scope(|scope| {
+        let ask = || receive(&world, &alice, "a", "150", 3);
+        let asking: Vec<_> = (0..8).map(|_| scope.spawn(ask)).collect();
+        for asked in asking {
+            assert_eq!(asked.join().unwrap(), Ok("201 150@3".to_owned()));
+        }
+    });
+    assert_eq!(world.balance(&alice), 15);
+}
+
+#[test]
+fn messages_of_peers_reach_their_engine() {
+    let world = World::new();
+    let alice = world.add_with_engine("alice", ENGINE);
+    let bob = world.add("bob", AccountEdit::default());
+    let ask = |account: &Account| {
+        let (sender, answer) = channel();
+        let respond = Box::new(move |answer| sender.send(answer).unwrap());
+        world
+            .control()
+            .take_peer_message(account.id, b"hello".to_vec(), respond);
+        answer
+    };
+    let code = |answer| match answer {
+        PeerAnswer::Reject { code, .. } => Some(code),
+        PeerAnswer::Fulfill { .. } => None,
+    };
+    assert_eq!(code(ask(&bob).recv().unwrap()), Some(ErrorCode::F02_UNREACHABLE));
+    // More than wait are told to come back: nobody answers them.
+    let waiting: Vec<_> = (0..70).map(|_| ask(&alice)).collect();
+    assert_eq!(
+        waiting
+            .iter()
+            .filter(|answer| answer.try_recv() == Err(std::sync::mpsc::TryRecvError::Disconnected))
+            .count(),
+        6
+    );
+    std::thread::scope(|scope| {
+        for _ in 0..messages::THREADS {
+            scope.spawn(|| world.control().hand_over_messages(&*world.engines));
+        }
+        for answer in &waiting[..64] {
+            let data = b"re: hello".to_vec();
+            assert_eq!(answer.recv(), Ok(PeerAnswer::Fulfill { data }));
+        }
+        for (mode, expected) in [
+            (Mode::Refuses(404), ErrorCode::F00_BAD_REQUEST),
+            (Mode::Broken, ErrorCode::T00_INTERNAL_ERROR),
+            (Mode::Down, ErrorCode::T00_INTERNAL_ERROR),
+        ] {
+            world.engines.set(ENGINE, mode);
+            assert_eq!(code(ask(&alice).recv().unwrap()), Some(expected), "{mode:?}");
+        }
+        world.control().settling.messages.stop();
+    });
+}
+
+#[test]
+fn messages_of_engines_reach_the_peer() {
+    let world = World::new();
+    let alice = world.add_with_engine("alice", ENGINE);
+    let send = |message: &[u8]| {
+        let (sender, answer) = channel();
+        let done = Box::new(move |result| sender.send(result).unwrap());
+        world.control().send_engine_message(alice.id, message, done);
+        answer.recv().unwrap()
+    };
+    assert_eq!(send(b"hello"), Err(MessageError::NoAnswer));
+    world.node.shards.set_neighbour(|_, prepare, done| {
+        let prepare = Prepare::parse(prepare).expect("a Prepare");
+        assert_eq!((prepare.amount(), prepare.destination()), (0, SETTLE_DESTINATION));
+        let mut reply = Vec::new();
+        match prepare.data() {
+            b"refuse" => RejectBuilder {
+                code: ErrorCode::F00_BAD_REQUEST,
+                triggered_by: "peer.settle",
+                message: "not that\n",
+                data: b"",
+            }
+            .encode(&mut reply),
+            data => encode_fulfill(&mut reply, &PEER_FULFILLMENT, &[b"re: ", data].concat()),
+        }
+        done(Some(reply));
+    });
+    assert_eq!(send(b"hello"), Ok(b"re: hello".to_vec()));
+    assert_eq!(
+        send(&[7; MESSAGE_BYTES_MAX - 4]).map(|reply| reply.len()),
+        Ok(MESSAGE_BYTES_MAX)
+    );
+    let refused = send(b"refuse").unwrap_err().to_string();
+    assert_eq!(refused, "the peer answered F00: not that");
+}
+
+#[test]
+fn what_waits_long_enough_is_settled() {
+    let world = World::new();
+    let ruled = |username: &str, threshold: i64, to: i64| {
+        let edit = AccountEdit {
+            settle_threshold: Edit::Set(threshold),
+            settle_to: Edit::Set(to),
+            settlement_engine_url: Edit::Set(ENGINE.into()),
+            ..AccountEdit::default()
+        };
+        world.add(username, edit)
+    };
+    let alice = ruled("alice", 100, 10);
+    let ahead = ruled("ahead", 100, -10);
+    let bob = world.add_with_engine("bob", ENGINE);
+    let settled = Arc::new(Mutex::new(Vec::new()));
+    let noted = Arc::clone(&settled);
+    world.node.shards.set_settler(move |account| {
+        noted.lock().unwrap().push(account.get());
+        SettleNow::Made { amount: 1 }
+    });
+    let mut timers = Timers::default();
+    let mut look = |ms: u64, expected: &[u32]| {
+        world.control().settling.ahead_ms.fetch_add(ms, Ordering::SeqCst);
+        timers.look(world.control(), 60_000);
+        assert_eq!(std::mem::take(&mut *settled.lock().unwrap()), expected);
+    };
+    world.node.book.credit(alice.id, 11);
+    world.node.book.credit(bob.id, 99);
+    look(0, &[]);
+    look(50_000, &[]);
+    // Back at what it settles to, and above it again: the time begins anew.
+    world.node.book.credit(alice.id, -1);
+    look(1_000, &[]);
+    world.node.book.credit(alice.id, 1);
+    look(50_000, &[]);
+    look(50_000, &[]);
+    look(10_000, &[alice.id.get()]);
+    look(10_000, &[]);
+    // What is paid ahead is not paid by the timer alone.
+    look(120_000, &[alice.id.get()]);
+    world.node.book.credit(ahead.id, 1);
+    look(0, &[]);
+    look(60_000, &[alice.id.get(), ahead.id.get()]);
+    // Nor what was brought by the peer.
+    world.node.book.credit(ahead.id, -1);
+    receive(&world, &bob, "x", "1", 2).unwrap();
+    receive(&world, &ahead, "x", "50", 2).unwrap();
+    look(0, &[]);
+    look(120_000, &[alice.id.get()]);
+    // Without a rule there is nothing to look at.
+    let edit = AccountEdit {
+        settle_to: Edit::Clear,
+        ..AccountEdit::default()
+    };
+    world.control().update_account("alice", edit).unwrap();
+    look(120_000, &[]);
+    assert_eq!(world.control().settling.ruled().len(), 1);
+}
+
+#[test]
+fn settling_now_says_what_came_of_it() {
+    let world = World::new();
+    let alice = world.add_with_engine("alice", ENGINE);
+    assert_eq!(world.control().settle_now(&alice), Err(ControlError::NothingToSettle));
+    let book = Arc::clone(&world.node.book);
+    world.node.shards.set_settler(move |account| {
+        book.transfer(&transfer_of(account, 33));
+        SettleNow::Made { amount: 33 }
+    });
+    let made = world.control().settle_now(&alice).unwrap();
+    assert_eq!((made.amount, made.state.as_str()), (33, "pending"));
+    assert_eq!(
+        world.control().settlements(alice.id, None, 10).unwrap(),
+        std::slice::from_ref(&made)
+    );
+    for (said, error) in [
+        (SettleNow::NoRule, ControlError::NoSettlementRule),
+        (SettleNow::NoEngine, ControlError::NoSettlementEngine),
+        (SettleNow::Open, ControlError::SettlementPending),
+    ] {
+        world.node.shards.set_settler(move |_| said);
+        assert_eq!(world.control().settle_now(&alice), Err(error));
+    }
+    let id = Uuid::from_bytes(made.id);
+    assert_eq!(world.control().settlements(alice.id, Some(id), 10).unwrap(), []);
+}
