@@ -21,6 +21,7 @@ use std::time::Duration;
 use clap::{Arg, ArgAction, Command as CommandLine};
 use url::Url;
 
+use crate::ledger::settlement::ENGINE_KEY_KEPT_MS;
 use crate::logs::Directives;
 use crate::pipeline::rates::Decimal;
 use crate::store::Durability;
@@ -91,6 +92,8 @@ pub struct Config {
     pub max_routes_per_neighbour: usize,
     /// After which time a balance is settled that has not reached its threshold. None: never.
     pub settle_every: Option<Duration>,
+    /// For how long settlement engines know an idempotency key.
+    pub settlement_key_retention: Duration,
     pub prometheus: Prometheus,
     /// Which log lines are written.
     pub log_filter: Directives,
@@ -189,6 +192,7 @@ impl Default for Config {
             accept_routes_from_children: false,
             max_routes_per_neighbour: 100_000,
             settle_every: None,
+            settlement_key_retention: Duration::from_millis(ENGINE_KEY_KEPT_MS),
             prometheus: Prometheus::default(),
             log_filter: Directives::default(),
             warnings: vec![],

@@ -26,7 +26,7 @@ use crate::control::explain::PacketRules;
 use crate::control::neighbours::{NeighbourSettings, Neighbours};
 use crate::control::payments::Payments;
 use crate::control::rates::{HttpProvider, Policy, Poller, Providers};
-use crate::control::settlements::Settlements;
+use crate::control::settlements::{Settlements, Times};
 use crate::control::{Control, Readiness, StartError};
 use crate::keys::Keys;
 use crate::ledger::{AccountId, Standing};
@@ -206,7 +206,11 @@ impl Connector {
         )?;
         start_lookups(&lookup_receiver)?;
         let engines = Arc::new(EngineClient::default());
-        let settlements = Settlements::start(&control, engines, settlements_made, config.settle_every);
+        let times = Times {
+            settle_every: config.settle_every,
+            engine_key_kept: config.settlement_key_retention,
+        };
+        let settlements = Settlements::start(&control, engines, settlements_made, times);
         let settlements = settlements.map_err(ConnectorError::Thread)?;
         control.set_readiness(Readiness::Ready);
         let (policy, providers) = rate_providers(config);

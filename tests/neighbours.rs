@@ -14,6 +14,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use clearway::ledger::account::Links;
+use clearway::ledger::settlement::{Remainder, Settlement as SettlementRecord, SettlementState};
 use clearway::ledger::{
     Account, AccountId, AccountLimits, Asset, AssetId, OrDefault, PackedLinks, RoutingRelation, Settlement,
 };
@@ -741,11 +742,43 @@ fn settlements_are_made_told_of_and_ended() {
         eventually("the settlement is in the book", is_booked);
     }
 
-    // The peer pays ahead too, and the settlements end: one is confirmed, one cancelled.
+    // The peer pays ahead too, and the settlements end: one is confirmed, one cancelled. In the book first.
+    let reader = hub.writer.reader().unwrap();
+    let made = |account| {
+        reader
+            .settlements(account, None, 1)
+            .unwrap()
+            .pop()
+            .expect("it was made")
+    };
+    let (confirmed, cancelled) = (made(by_rule), made(ordered));
+    let (credited, remainder) = Remainder::default().credit(&10_u8.into(), 9, 9).unwrap();
+    let mutations = vec![
+        Mutation::ReceiveSettlement {
+            account: by_rule,
+            credited,
+            remainder,
+            key: [1; 32],
+            input: [2; 32],
+            status: 201,
+            answer: Box::default(),
+            at_ms: now(),
+        },
+        Mutation::UpdateSettlement(SettlementRecord {
+            state: SettlementState::Confirmed,
+            ended_ms: Some(now()),
+            ..confirmed
+        }),
+        Mutation::CancelSettlement {
+            number: cancelled.number,
+            at_ms: now(),
+        },
+    ];
+    hub.writer.apply(mutations).expect("both are open");
     hub.handle.publish(&[
         Change::SettlementReceived {
             account: by_rule,
-            credited: 10,
+            credited,
         },
         Change::SettlementEnded {
             account: by_rule,

@@ -60,6 +60,7 @@ paths! {
     Resource::Quotes(_) => ["/accounts/{username}/quotes"],
     Resource::Settlements(_) => ["/accounts/{username}/settlements"],
     Resource::CancelSettlement(..) => ["/accounts/{username}/settlements/{id}/cancel"],
+    Resource::ConfirmSettlement(..) => ["/accounts/{username}/settlements/{id}/confirm"],
     Resource::RetrySettlement(..) => ["/accounts/{username}/settlements/{id}/retry"],
     Resource::Spsp(_) => ["/accounts/{username}/spsp"],
     Resource::Pay => ["/.well-known/pay"],

@@ -300,7 +300,8 @@ impl Api {
                     (Resource::CancelSettlement(username, id), _) => {
                         settlements::cancel(control, &username, &id, query)
                     }
-                    (Resource::RetrySettlement(username, id), _) => settlements::retry(control, &username, &id),
+                    (Resource::ConfirmSettlement(username, id), _) => settlements::confirm(control, &username, &id),
+                    (Resource::RetrySettlement(username, id), _) => settlements::retry(control, &username, &id, query),
                     (Resource::LogLevel, _) => node::change_log_level(&self.settings.change_log_filter, request),
                     (Resource::Audit, _) => node::audit(control),
                     (Resource::Backup, _) => node::backup(control, request),

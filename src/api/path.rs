@@ -30,6 +30,8 @@ pub enum Resource {
     Settlements(String),
     /// `/accounts/:username/settlements/:id/cancel`
     CancelSettlement(String, String),
+    /// `/accounts/:username/settlements/:id/confirm`
+    ConfirmSettlement(String, String),
     /// `/accounts/:username/settlements/:id/retry`
     RetrySettlement(String, String),
     /// `/accounts/:username/spsp`
@@ -101,6 +103,9 @@ impl Resource {
             ["accounts", username, "settlements", id, "cancel"] => {
                 Self::CancelSettlement(username.to_owned(), id.to_owned())
             }
+            ["accounts", username, "settlements", id, "confirm"] => {
+                Self::ConfirmSettlement(username.to_owned(), id.to_owned())
+            }
             ["accounts", username, "settlements", id, "retry"] => {
                 Self::RetrySettlement(username.to_owned(), id.to_owned())
             }
@@ -145,6 +150,7 @@ impl Resource {
             | Self::Backup
             | Self::Quotes(_)
             | Self::CancelSettlement(..)
+            | Self::ConfirmSettlement(..)
             | Self::RetrySettlement(..)
             | Self::RatesConfirm => &[Method::Post],
             Self::Settings(_) | Self::StaticRoutes | Self::Engines | Self::LogLevel => &[Method::Put],
@@ -248,6 +254,10 @@ mod tests {
                 Some((CancelSettlement("alice".into(), "x".into()), "force=true")),
             ),
             (
+                "/accounts/alice/settlements/x/confirm",
+                Some((ConfirmSettlement("alice".into(), "x".into()), "")),
+            ),
+            (
                 "/accounts/alice/settlements/x/retry/",
                 Some((RetrySettlement("alice".into(), "x".into()), "")),
             ),
@@ -289,6 +299,7 @@ mod tests {
                 "GET, HEAD, POST, OPTIONS",
                 BODY_BYTES_MAX,
             ),
+            ("/accounts/alice/settlements/x/confirm", "POST, OPTIONS", BODY_BYTES_MAX),
             ("/accounts/alice/settlements/x/retry", "POST, OPTIONS", BODY_BYTES_MAX),
             ("/ilp", "POST, OPTIONS", BODY_BYTES_MAX),
             ("/ledger/backup", "POST, OPTIONS", BODY_BYTES_MAX),

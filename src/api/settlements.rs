@@ -1,4 +1,4 @@
-//! The calls about outgoing settlements: list them, settle now, cancel one, have one tried again.
+//! The calls about outgoing settlements: list them, settle now, cancel or confirm one, have one tried again.
 //!
 //! Owns how a settlement looks in an answer. What happens is [`crate::control::settlements`]'s.
 
@@ -58,21 +58,34 @@ pub fn settle_now(control: &Control, username: &str) -> Result<ApiResponse, Prob
 
 /// `POST /accounts/:username/settlements/:id/cancel`
 pub fn cancel(control: &Control, username: &str, id: &str, query: &str) -> Result<ApiResponse, Problem> {
-    let force = match parameter(query, "force").as_deref() {
-        None | Some("false") => false,
-        Some("true") => true,
-        Some(_) => return Err(bad_parameter("force", "expected true or false")),
-    };
+    let force = read_force(query)?;
     let account = find(control, username)?;
     let cancelled = control.cancel_settlement(account.id, read_id(id)?, force)?;
     Ok(json_answer(&SettlementAnswer::new(&cancelled)))
 }
 
-/// `POST /accounts/:username/settlements/:id/retry`
-pub fn retry(control: &Control, username: &str, id: &str) -> Result<ApiResponse, Problem> {
+/// `POST /accounts/:username/settlements/:id/confirm`
+pub fn confirm(control: &Control, username: &str, id: &str) -> Result<ApiResponse, Problem> {
     let account = find(control, username)?;
-    let again = control.retry_settlement(&account, read_id(id)?)?;
+    let confirmed = control.confirm_settlement(account.id, read_id(id)?)?;
+    Ok(json_answer(&SettlementAnswer::new(&confirmed)))
+}
+
+/// `POST /accounts/:username/settlements/:id/retry`
+pub fn retry(control: &Control, username: &str, id: &str, query: &str) -> Result<ApiResponse, Problem> {
+    let force = read_force(query)?;
+    let account = find(control, username)?;
+    let again = control.retry_settlement(&account, read_id(id)?, force)?;
     Ok(json_answer(&SettlementAnswer::new(&again)))
+}
+
+/// The word of an operator who knows that a settlement was not paid.
+fn read_force(query: &str) -> Result<bool, Problem> {
+    match parameter(query, "force").as_deref() {
+        None | Some("false") => Ok(false),
+        Some("true") => Ok(true),
+        Some(_) => Err(bad_parameter("force", "expected true or false")),
+    }
 }
 
 fn find(control: &Control, username: &str) -> Result<Arc<Account>, Problem> {
@@ -115,7 +128,7 @@ impl<'a> SettlementAnswer<'a> {
             amount: settlement.amount,
             scale: settlement.scale,
             attempts: settlement.attempts,
-            engine: settlement.sent_to.as_deref(),
+            engine: settlement.sent_to.as_ref().map(|sent_to| &*sent_to.engine),
             created_at: time(settlement.created_ms),
             last_attempt_at: settlement.last_attempt_ms.map(time),
             ended_at: settlement.ended_ms.map(time),

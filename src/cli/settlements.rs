@@ -36,6 +36,14 @@ pub enum Command {
         #[arg(long)]
         force: bool,
     },
+    /// End one that an engine may have accepted, and has paid by its ledger
+    Confirm {
+        #[command(flatten)]
+        account: Account,
+        /// The settlement
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
+        id: String,
+    },
     /// Try an open settlement again now
     Retry {
         #[command(flatten)]
@@ -43,6 +51,9 @@ pub enum Command {
         /// The settlement
         #[arg(value_parser = NonEmptyStringValueParser::new())]
         id: String,
+        /// Also one that an engine may have accepted, if you know that it was not paid
+        #[arg(long)]
+        force: bool,
     },
 }
 
@@ -56,6 +67,12 @@ pub struct Account {
 impl Account {
     fn path(&self) -> String {
         format!("/accounts/{}/settlements", segment(&self.username))
+    }
+
+    /// What is decided of one settlement.
+    fn decision(&self, id: &str, decision: &str, force: bool) -> String {
+        let query = if force { "?force=true" } else { "" };
+        format!("{}/{}/{decision}{query}", self.path(), segment(id))
     }
 }
 
@@ -71,13 +88,13 @@ pub fn run(node: &NodeArgs, command: &Command) -> Result<(), CliError> {
         }
         Command::Now { account } => client.call("POST", &account.path(), Body::Nothing)?,
         Command::Cancel { account, id, force } => {
-            let query = if *force { "?force=true" } else { "" };
-            let path = format!("{}/{}/cancel{query}", account.path(), segment(id));
-            client.call("POST", &path, Body::Nothing)?
+            client.call("POST", &account.decision(id, "cancel", *force), Body::Nothing)?
         }
-        Command::Retry { account, id } => {
-            let path = format!("{}/{}/retry", account.path(), segment(id));
-            client.call("POST", &path, Body::Nothing)?
+        Command::Confirm { account, id } => {
+            client.call("POST", &account.decision(id, "confirm", false), Body::Nothing)?
+        }
+        Command::Retry { account, id, force } => {
+            client.call("POST", &account.decision(id, "retry", *force), Body::Nothing)?
         }
     };
     print(node, &answer, |Members(members)| {

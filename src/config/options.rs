@@ -379,6 +379,18 @@ pub(super) const OPTIONS: &[OptionSpec] = &[
         },
     },
     OptionSpec {
+        name: "settlement_key_retention",
+        value: "SECONDS",
+        default: "82800",
+        is_text: false,
+        help: "For how long engines know a key; a settlement that one may have had for longer is not tried again",
+        set: |config, text| {
+            let seconds = read_number(text, 1, INTERVAL_MS_MAX / 1_000)?;
+            config.settlement_key_retention = Duration::from_secs(seconds);
+            Ok(())
+        },
+    },
+    OptionSpec {
         name: "prometheus.bind_address",
         value: "IP:PORT",
         default: "not set",

@@ -156,6 +156,7 @@ fn every_place_sets_every_option() {
         ("accept_routes_from_children", "true"),
         ("max_routes_per_neighbour", "5000"),
         ("settle_every", "60"),
+        ("settlement_key_retention", "172800"),
         ("prometheus.bind_address", "127.0.0.1:9654"),
         ("prometheus.histogram_window", "60000"),
         ("prometheus.histogram_granularity", "1000"),
@@ -698,6 +699,13 @@ fn what_stops_the_start_is_named() {
             "expected true or false",
         ),
         ("--settle_every 0", "", "", "", "expected an integer from 1 to 2592000"),
+        (
+            "--settlement_key_retention 0",
+            "",
+            "",
+            "",
+            "expected an integer from 1 to 2592000",
+        ),
         ("--api_balance_format float", "", "", "", "expected integer or scaled"),
         ("--api_open_reads 1", "", "", "", "expected true or false"),
         (

@@ -139,6 +139,13 @@ pub enum ControlError {
         "an engine may have accepted the settlement: wait, or cancel with ?force=true if you know that it was not paid"
     )]
     SettlementSent,
+    #[error(
+        "an engine may have accepted the settlement and forgotten its key: see whether its ledger has the payment, then \
+         confirm, or retry with ?force=true if you know that it was not paid"
+    )]
+    SettlementKeyForgotten,
+    #[error("surely no engine has accepted the settlement: there is nothing to confirm")]
+    SettlementNotSent,
     #[error("no more is owed than the account settles to")]
     NothingToSettle,
     #[error("the account has no settle_to")]

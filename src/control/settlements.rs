@@ -14,6 +14,7 @@
 //! - A settlement is durably noted as sent before a byte of it leaves, and has one key for ever; so whatever breaks, and
 //!   whenever, it is paid once.
 //! - It returns to the balance only if surely no engine has it, or if the operator says so.
+//! - It is not tried again once an engine may have paid it and forgotten its key.
 //! - What an engine brings is credited in the same commit that remembers its key.
 
 mod incoming;
@@ -26,7 +27,7 @@ mod timer;
 
 use std::collections::{BTreeSet, HashSet};
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -37,7 +38,7 @@ use uuid::Uuid;
 
 use crate::client::engine::{EngineAnswer, EngineClient};
 use crate::ledger::account::{Account, AccountId};
-use crate::ledger::settlement::{Settlement, SettlementState};
+use crate::ledger::settlement::{ENGINE_KEY_KEPT_MS, Settlement, SettlementState};
 use crate::pipeline::Now;
 use crate::shard::clock::Clock;
 use crate::shard::control::{Change, SettleNow};
@@ -84,12 +85,14 @@ pub(super) struct Desk {
     changed: Condvar,
     stopping: AtomicBool,
     clock: Clock,
+    /// For how long engines know a key, in milliseconds.
+    engine_key_kept_ms: AtomicU64,
     /// Accounts that say what they settle to and when.
     ruled: Mutex<BTreeSet<AccountId>>,
     messages: Messages,
     /// How far a test has moved the clock.
     #[cfg(test)]
-    ahead_ms: std::sync::atomic::AtomicU64,
+    ahead_ms: AtomicU64,
 }
 
 impl Desk {
@@ -111,6 +114,7 @@ impl Desk {
             changed: Condvar::new(),
             stopping: AtomicBool::new(false),
             clock,
+            engine_key_kept_ms: AtomicU64::new(ENGINE_KEY_KEPT_MS),
             messages: Messages::default(),
             #[cfg(test)]
             ahead_ms: Default::default(),
@@ -143,6 +147,10 @@ impl Desk {
     fn ruled(&self) -> MutexGuard<'_, BTreeSet<AccountId>> {
         // A set, changed in one step.
         self.ruled.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn engine_key_kept_ms(&self) -> u64 {
+        self.engine_key_kept_ms.load(Ordering::Relaxed)
     }
 
     fn is_stopping(&self) -> bool {
@@ -210,8 +218,16 @@ const ANNOUNCED_TOGETHER: usize = 1_024;
 /// Ended settlements of an account that are remembered, and how often those beyond are forgotten.
 const ENDED_KEPT: usize = 1_000;
 const FORGET_EVERY: u64 = 64;
-/// How often a cancellation is tried again that met another change of the same settlement.
-const CANCEL_TRIES: u32 = 8;
+/// How often the operator's word is tried again that met another change of the same settlement.
+const END_TRIES: u32 = 8;
+/// When settlements are made and given up.
+#[derive(Clone, Copy, Debug)]
+pub struct Times {
+    /// After this time a balance above what its account settles to is settled, see [`timer`].
+    pub settle_every: Option<Duration>,
+    /// For how long engines know a key. A settlement that one may have had for longer is not tried again.
+    pub engine_key_kept: Duration,
+}
 
 impl Control {
     /// Settlements of the account, the newest first, at most `limit` of those before the one with the id `before`.
@@ -273,16 +289,8 @@ impl Control {
     /// Takes an open settlement back: its amount returns to the balance. One that an engine may have only with `force`,
     /// which the operator gives who knows that it was not paid.
     pub fn cancel_settlement(&self, account: AccountId, id: Uuid, force: bool) -> Result<Settlement, ControlError> {
-        let _changes = self.begin()?;
-        let mut tries = 0;
-        let number = loop {
-            let settlement = self.settlement(account, id)?;
+        let cancel = |settlement: &Settlement, at_ms| {
             let number = settlement.number;
-            if !settlement.state.is_open() {
-                let state = settlement.state;
-                return Err(ControlError::SettlementEnded { state });
-            }
-            let at_ms = self.settling.now().wall.as_millis();
             let mut mutations = vec![Mutation::CancelSettlement { number, at_ms }];
             if settlement.may_be_paid() {
                 if !force {
@@ -295,27 +303,67 @@ impl Control {
                 };
                 mutations.insert(0, Mutation::UpdateSettlement(given_up));
             }
+            Ok(mutations)
+        };
+        let cancelled = self.end_settlement(account, id, cancel)?;
+        tracing::info!(target: "settlements", settlement = %id, force, "cancelled");
+        Ok(cancelled)
+    }
+
+    /// Ends an open settlement that an engine may have: the operator has seen in the engine's ledger that it is paid.
+    pub fn confirm_settlement(&self, account: AccountId, id: Uuid) -> Result<Settlement, ControlError> {
+        let confirm = |settlement: &Settlement, at_ms| {
+            if !settlement.may_be_paid() {
+                return Err(ControlError::SettlementNotSent);
+            }
+            Ok(vec![Mutation::UpdateSettlement(Settlement {
+                state: SettlementState::Confirmed,
+                ended_ms: Some(at_ms),
+                ..settlement.clone()
+            })])
+        };
+        let confirmed = self.end_settlement(account, id, confirm)?;
+        tracing::info!(target: "settlements", settlement = %id, "confirmed by the operator");
+        Ok(confirmed)
+    }
+
+    /// Ends an open settlement with the mutations that `how` makes of it and of the time.
+    fn end_settlement(
+        &self,
+        account: AccountId,
+        id: Uuid,
+        how: impl Fn(&Settlement, u64) -> Result<Vec<Mutation>, ControlError>,
+    ) -> Result<Settlement, ControlError> {
+        let _changes = self.begin()?;
+        let mut tries = 0;
+        let before = loop {
+            let settlement = self.settlement(account, id)?;
+            if !settlement.state.is_open() {
+                let state = settlement.state;
+                return Err(ControlError::SettlementEnded { state });
+            }
+            let mutations = how(&settlement, self.settling.now().wall.as_millis())?;
             match self.bookkeeper.apply(mutations) {
-                Ok(_) => {
-                    self.settling.change(|queue, _| queue.ended(&settlement));
-                    let returned = settlement.amount;
-                    self.shards.publish(&[Change::SettlementEnded { account, returned }]);
-                    tracing::info!(target: "settlements", settlement = %id, force, "cancelled");
-                    break number;
-                }
-                Err(StoreError::SettlementSent { .. }) if !force => return Err(ControlError::SettlementSent),
+                Ok(_) => break settlement,
                 // Tried, or confirmed, since it was read.
-                Err(_) if tries < CANCEL_TRIES && self.settlement(account, id)? != settlement => tries += 1,
+                Err(_) if tries < END_TRIES && self.settlement(account, id)? != settlement => tries += 1,
                 Err(error) => return Err(error.into()),
             }
         };
-        let cancelled = self.bookkeeper.reader()?.settlement(number)?;
-        cancelled.ok_or(ControlError::SettlementNotFound)
+        self.settling.change(|queue, _| queue.ended(&before));
+        let after = self.settlement(account, id)?;
+        let returned = match after.state {
+            SettlementState::Cancelled => after.amount,
+            _ => 0,
+        };
+        self.shards.publish(&[Change::SettlementEnded { account, returned }]);
+        Ok(after)
     }
 
-    /// Has an open settlement tried now: one that an engine has refused, or one whose next try is far off. The engine is
-    /// told of the account once more before, because it may have forgotten.
-    pub fn retry_settlement(&self, account: &Account, id: Uuid) -> Result<Settlement, ControlError> {
+    /// Has an open settlement tried now: one that has failed, or one whose next try is far off. The engine is told of the
+    /// account once more before, because it may have forgotten. One that an engine may have paid and forgotten the key of
+    /// only with `force`, which the operator gives who knows that it was not paid.
+    pub fn retry_settlement(&self, account: &Account, id: Uuid, force: bool) -> Result<Settlement, ControlError> {
         let _changes = self.begin()?;
         let settlement = self.settlement(account.id, id)?;
         if !settlement.state.is_open() {
@@ -327,18 +375,23 @@ impl Control {
                 .change(|queue, now| queue.hasten_settlement(now.monotonic_ms, account.id));
             return Ok(settlement);
         }
-        let state = if settlement.sent_to.is_some() {
-            SettlementState::Sent
-        } else {
-            SettlementState::Pending
+        let now_ms = self.settling.now().wall.as_millis();
+        if !force && settlement.is_key_forgotten(now_ms, self.settling.engine_key_kept_ms()) {
+            return Err(ControlError::SettlementKeyForgotten);
+        }
+        let sent_to = settlement.sent_to.clone().filter(|_| !force);
+        let state = match sent_to {
+            Some(_) => SettlementState::Sent,
+            None => SettlementState::Pending,
         };
-        let again = Settlement { state, ..settlement };
+        let again = Settlement {
+            state,
+            sent_to,
+            ..settlement
+        };
         let mut mutations = vec![Mutation::UpdateSettlement(again.clone())];
-        let engine = again
-            .sent_to
-            .as_deref()
-            .map(Arc::from)
-            .or_else(|| self.engine_of(account));
+        let pinned = again.sent_to.as_ref().map(|sent_to| Arc::from(&*sent_to.engine));
+        let engine = pinned.or_else(|| self.engine_of(account));
         mutations.extend(engine.map(|engine| announcement(account, &engine, EngineTask::Create)));
         self.bookkeeper.apply(mutations.clone())?;
         self.settling.announce(&mutations);
@@ -431,13 +484,15 @@ pub struct Settlements {
 }
 
 impl Settlements {
-    /// Starts them. `made` gives every settlement as soon as it is durable; `settle_every`: see [`timer`].
+    /// Starts them. `made` gives every settlement as soon as it is durable.
     pub fn start(
         control: &Arc<Control>,
         engines: Arc<dyn Engines>,
         made: Receiver<Settlement>,
-        settle_every: Option<Duration>,
+        times: Times,
     ) -> io::Result<Self> {
+        let kept_ms = times.engine_key_kept.as_millis() as u64;
+        control.settling.engine_key_kept_ms.store(kept_ms, Ordering::Relaxed);
         control.begin_settling();
         let spawn =
             |name: String, run: Box<dyn FnOnce() + Send>| thread::Builder::new().name(name).spawn(run).map(drop);
@@ -452,7 +507,7 @@ impl Settlements {
             spawn(format!("clearway-engines-{number}"), Box::new(run))?;
         }
         let timer_control = Arc::clone(control);
-        let run = move || timer::run(&timer_control, &made, settle_every);
+        let run = move || timer::run(&timer_control, &made, times.settle_every);
         spawn("clearway-settling".to_owned(), Box::new(run))?;
         Ok(Self {
             control: Arc::clone(control),

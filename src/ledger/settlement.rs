@@ -95,6 +95,21 @@ impl SettlementState {
 /// Bytes of [`Settlement::last_error`]: enough for an operator to see what is wrong, whatever an engine answers.
 pub const SETTLEMENT_ERROR_BYTES_MAX: usize = 1_024;
 
+/// The engine that may have taken a settlement over: a try there is under way, or one has ended that nobody knows the outcome
+/// of. It goes to no other engine then, and does not come back unless the operator says so.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SentTo {
+    /// Its URL.
+    pub engine: Box<str>,
+    /// When the first of these tries began. An engine that took that one over, and none after it, forgets the key so long
+    /// after this as it keeps keys.
+    pub since_ms: u64,
+}
+
+/// Engines know a key for 24 hours after its last use at least (RFC 38, Idempotence). The hour less is for clocks that differ,
+/// and for a try that is under way.
+pub const ENGINE_KEY_KEPT_MS: u64 = 23 * 60 * 60 * 1_000;
+
 /// An outgoing settlement: `amount` has left the balance of `account`, and an engine is to pay it. Not to be mixed up with
 /// [`super::account::Settlement`], which says when an account settles.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -108,9 +123,8 @@ pub struct Settlement {
     /// The scale of the account's asset, which does not change while the settlement is open.
     pub scale: u8,
     pub state: SettlementState,
-    /// The engine that may have taken it over: a try there is under way, or one has ended that nobody knows the outcome of.
-    /// It goes to no other engine then, and does not come back unless the operator says so. None: surely nobody has it.
-    pub sent_to: Option<Box<str>>,
+    /// None: surely nobody has it.
+    pub sent_to: Option<SentTo>,
     /// How often an engine was called.
     pub attempts: u32,
     /// Milliseconds since 1970, UTC, as all the following.
@@ -134,7 +148,14 @@ impl Settlement {
 
     /// Whether an engine may have it, so that its amount must not simply come back.
     pub fn may_be_paid(&self) -> bool {
-        self.state == SettlementState::Sent || self.sent_to.is_some()
+        self.sent_to.is_some()
+    }
+
+    /// Whether an engine may have had it for so long that it does not know its key any more, and would pay it again.
+    pub fn is_key_forgotten(&self, now_ms: u64, kept_ms: u64) -> bool {
+        self.sent_to
+            .as_ref()
+            .is_some_and(|sent_to| now_ms.saturating_sub(sent_to.since_ms) >= kept_ms)
     }
 
     /// Whether this open settlement may be replaced by `after`; if not, the rule that is broken. A settlement is not
@@ -149,6 +170,9 @@ impl Settlement {
         }
         if after.state.is_open() != after.ended_ms.is_none() {
             return Err("a settlement has an end when it has ended");
+        }
+        if after.state == SettlementState::Sent && after.sent_to.is_none() {
+            return Err("a settlement that was sent was sent to some engine");
         }
         if after.attempts < self.attempts {
             return Err("no attempt of a settlement is taken back");
@@ -384,7 +408,10 @@ mod tests {
             amount: 10,
             scale: 2,
             state: SettlementState::Sent,
-            sent_to: Some("http://engine/".into()),
+            sent_to: Some(SentTo {
+                engine: "http://engine/".into(),
+                since_ms: 3,
+            }),
             attempts: 2,
             created_ms: 5,
             last_attempt_ms: Some(6),

@@ -806,6 +806,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::ledger::settlement::SentTo;
     use crate::ledger::{AccountLimits, Balance};
     use crate::store::tests::{account, assets, book};
     use crate::store::{Fault, MemoryStore, Reader, Store, recover};
@@ -1085,6 +1086,16 @@ mod tests {
                         return;
                     };
                     settlement.state = state;
+                    // One that has failed may be at its engine, or not.
+                    let may_be_paid = match state {
+                        SettlementState::Sent => true,
+                        SettlementState::Failed => settlement.may_be_paid(),
+                        _ => false,
+                    };
+                    settlement.sent_to = may_be_paid.then(|| SentTo {
+                        engine: "http://engine/".into(),
+                        since_ms: 8,
+                    });
                     settlement.attempts += 1;
                     settlement.ended_ms = (!state.is_open()).then_some(9);
                     self.ledger.apply(vec![Mutation::UpdateSettlement(settlement)]).unwrap();
@@ -1093,7 +1104,7 @@ mod tests {
                     let Some(settlement) = self.open_at(place) else { return };
                     let number = settlement.number;
                     let cancelled = self.ledger.apply(vec![Mutation::CancelSettlement { number, at_ms: 9 }]);
-                    if settlement.state == SettlementState::Sent {
+                    if settlement.may_be_paid() {
                         assert_eq!(cancelled, Err(StoreError::SettlementSent { number }));
                     } else {
                         cancelled.unwrap();

@@ -113,9 +113,8 @@ pub enum Mutation {
     /// An open settlement was tried, or has failed or was confirmed: replaces its record. Number, id, account, amount and
     /// time of creation stay.
     UpdateSettlement(Settlement),
-    /// The amount of an open settlement returns to the balance of its account. Refused for one that is
-    /// [`SettlementState::Sent`](crate::ledger::SettlementState::Sent), because it may be paid already: who knows better
-    /// marks it as failed first, in the same call.
+    /// The amount of an open settlement returns to the balance of its account. Refused for one that an engine may have,
+    /// because it may be paid already: who knows better marks it as failed and sent to nobody first, in the same call.
     CancelSettlement {
         number: SettlementNumber,
         at_ms: u64,

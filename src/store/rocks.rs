@@ -1078,6 +1078,7 @@ mod tests {
     use crossbeam::channel::{Receiver, unbounded};
 
     use super::*;
+    use crate::ledger::settlement::SentTo;
     use crate::ledger::{AssetId, Links, SettlementState, Transfer};
     use crate::store::tests::{Folder, account, assets, book};
     use crate::store::{Durability, EngineTask, LearnedRoute, MemoryStore, Writer, recover};
@@ -1424,8 +1425,13 @@ mod tests {
             assert_eq!((lines, audit.adds_up()), (vec![(-40, 60), (12, 7)], true));
 
             let reader = handle.reader().unwrap();
+            let sent_to = || SentTo {
+                engine: "http://engine/".into(),
+                since_ms: 12,
+            };
             let with = |of: &Settlement, state, attempts, ended_ms| Settlement {
                 state,
+                sent_to: (state == SettlementState::Sent).then(sent_to),
                 attempts,
                 ended_ms,
                 ..of.clone()

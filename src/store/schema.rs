@@ -45,7 +45,7 @@ use super::secrets::Secrets;
 use super::settling::{EngineAccount, EngineTask};
 use super::{LearnedRoute, PAYMENT_KEY_BYTES, SETTLEMENT_KEY_BYTES, SettlementAnswer, SettlementKey};
 use crate::ledger::account::Settlement as SettlementRule;
-use crate::ledger::settlement::Settlement;
+use crate::ledger::settlement::{SentTo, Settlement};
 use crate::ledger::{
     Account, AccountId, AccountLimits, Asset, AssetId, Links, PackedLinks, PaymentNumber, Remainder, RoutingRelation,
     SettlementNumber, SettlementState, Share, Standing,
@@ -216,6 +216,8 @@ struct SettlementRecord {
     state: Box<str>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     sent_to: Option<Box<str>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    sent_since_ms: Option<u64>,
     attempts: u32,
     created_ms: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -232,7 +234,8 @@ pub fn settlement(settlement: &Settlement) -> Vec<u8> {
         amount: settlement.amount,
         scale: settlement.scale,
         state: settlement.state.as_str().into(),
-        sent_to: settlement.sent_to.clone(),
+        sent_to: settlement.sent_to.as_ref().map(|sent_to| sent_to.engine.clone()),
+        sent_since_ms: settlement.sent_to.as_ref().map(|sent_to| sent_to.since_ms),
         attempts: settlement.attempts,
         created_ms: settlement.created_ms,
         last_attempt_ms: settlement.last_attempt_ms,
@@ -257,7 +260,11 @@ pub fn read_settlement(key: &[u8], value: &[u8]) -> Result<Settlement, Malformed
         amount: record.amount,
         scale: record.scale,
         state: SettlementState::parse(&record.state).ok_or(Malformed("state of a settlement"))?,
-        sent_to: record.sent_to,
+        sent_to: match (record.sent_to, record.sent_since_ms) {
+            (None, None) => None,
+            (Some(engine), Some(since_ms)) => Some(SentTo { engine, since_ms }),
+            _ => return Err(Malformed("engine of a settlement")),
+        },
         attempts: record.attempts,
         created_ms: record.created_ms,
         last_attempt_ms: record.last_attempt_ms,
@@ -801,7 +808,7 @@ mod tests {
             state in 0..5usize,
             (attempts, created_ms) in any::<(u32, u64)>(),
             (last_attempt_ms, ended_ms) in any::<(Option<u64>, Option<u64>)>(),
-            (sent_to, last_error) in (proptest::option::of(text()), proptest::option::of(text())),
+            (sent_to, last_error) in (proptest::option::of((text(), any::<u64>())), proptest::option::of(text())),
         ) {
             let one = Settlement {
                 number: SettlementNumber::new(number),
@@ -810,7 +817,7 @@ mod tests {
                 amount,
                 scale,
                 state: SettlementState::ALL[state],
-                sent_to,
+                sent_to: sent_to.map(|(engine, since_ms)| SentTo { engine, since_ms }),
                 attempts,
                 created_ms,
                 last_attempt_ms,

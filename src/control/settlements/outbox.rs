@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use crate::client::engine::EngineAnswer;
 use crate::ledger::account::AccountId;
-use crate::ledger::settlement::{Settlement, SettlementState};
+use crate::ledger::settlement::{SentTo, Settlement, SettlementState};
 use crate::shard::control::Change;
 use crate::store::{EngineTask, Mutation, StoreError};
 
@@ -19,6 +19,9 @@ use super::{ENDED_KEPT, Engines, FORGET_EVERY};
 
 /// How long a thread sleeps at most: a wall clock that was set, or a wake-up that was missed, costs no more.
 const SLEEP_MS_MAX: u64 = 60_000;
+
+/// Why a settlement is not tried again.
+const KEY_FORGOTTEN: &str = "the engine may have accepted it so long ago that it does not know the key any more";
 
 impl Control {
     /// Makes calls until the node stops.
@@ -63,11 +66,18 @@ impl Control {
         let (Some(account), Ok(url)) = (account, Url::parse(&job.engine)) else {
             return self.not_called(job, before, "the account or its engine is not there");
         };
+        let now_ms = self.settling.now().wall.as_millis();
+        if before.is_key_forgotten(now_ms, self.settling.engine_key_kept_ms()) {
+            return self.give_up(job, before);
+        }
         let sent = Settlement {
             state: SettlementState::Sent,
-            sent_to: Some((*job.engine).into()),
+            sent_to: Some(before.sent_to.clone().unwrap_or_else(|| SentTo {
+                engine: (*job.engine).into(),
+                since_ms: now_ms,
+            })),
             attempts: before.attempts.saturating_add(1),
-            last_attempt_ms: Some(self.settling.now().wall.as_millis()),
+            last_attempt_ms: Some(now_ms),
             ..before.clone()
         };
         if let Err(error) = self.bookkeeper.apply(vec![Mutation::UpdateSettlement(sent.clone())]) {
@@ -78,6 +88,24 @@ impl Control {
         let answer = engines.settle(&url, uuid, sent.amount, sent.scale, &id.to_string());
         let (end, after) = self.after_try(before, sent, answer);
         self.conclude(job, end, after);
+    }
+
+    /// The engine may have paid it, and may not know that any more: only its ledger can tell.
+    fn give_up(&self, job: &Job, before: &Settlement) {
+        let mut after = Settlement {
+            state: SettlementState::Failed,
+            ..before.clone()
+        };
+        let last = before.last_error.as_deref().unwrap_or("the node ended during the call");
+        after.set_last_error(&format!(
+            "{KEY_FORGOTTEN}: see whether its ledger has the payment, then confirm, or retry or cancel with force; last: {last}"
+        ));
+        tracing::error!(
+            target: "settlements",
+            settlement = %Uuid::from_bytes(after.id), account = after.account.get(), amount = after.amount, engine = %job.engine,
+            "{KEY_FORGOTTEN}: the settlement waits for the operator to confirm, to retry or to cancel it"
+        );
+        self.conclude(job, CallEnd::NotMade, after);
     }
 
     /// What is known after a try. What an earlier try may have done, none that never arrived or was refused can undo.
@@ -96,7 +124,8 @@ impl Control {
                 after.sent_to.clone_from(&before.sent_to);
                 after.set_last_error(&format!("the engine answered {status}: {detail}"));
                 tracing::error!(
-                    target: "settlements", settlement = %id, account = after.account.get(), amount = after.amount, status, detail,
+                    target: "settlements",
+                    settlement = %id, account = after.account.get(), amount = after.amount, status, detail,
                     "the engine refuses a settlement: it waits for the operator to retry or to cancel it"
                 );
                 (CallEnd::Answered, after)
@@ -144,13 +173,20 @@ impl Control {
                 self.shards.publish(&[ended]);
             }
             Ok(_) => {}
-            Err(StoreError::SettlementNotOpen { .. }) if is_confirmed => tracing::error!(
+            Err(StoreError::SettlementNotOpen { .. }) if is_confirmed && self.was_cancelled(&after) => tracing::error!(
                 target: "settlements", settlement = %id, account = after.account.get(), amount = after.amount,
                 "an engine has accepted a settlement that the operator has cancelled by force: it is paid, and was returned"
             ),
             Err(StoreError::SettlementNotOpen { .. }) => {}
             Err(error) => tracing::error!(target: "settlements", settlement = %id, %error, "cannot be noted"),
         }
+    }
+
+    fn was_cancelled(&self, settlement: &Settlement) -> bool {
+        let reader = self.bookkeeper.reader();
+        let found = reader.and_then(|reader| reader.settlement(settlement.number));
+        // What cannot be read is rather reported for nothing than not at all.
+        !found.is_ok_and(|found| found.is_some_and(|found| found.state == SettlementState::Confirmed))
     }
 
     /// Nothing was asked of the engine.

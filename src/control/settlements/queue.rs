@@ -9,8 +9,9 @@
 //!   to no other; and that engine is not told of the account's end before.
 //! - One engine that does not answer gets one call at a time, and all of these together at most half of the threads: the
 //!   others wait for nobody.
-//! - What failed is tried again after 1 s, 2 s, 4 s and so on up to an hour, with jitter, for ever. Once an engine that was
-//!   out answers, all that waits for it is due at once.
+//! - What failed is tried again after 1 s, 2 s, 4 s and so on up to an hour, with jitter, for ever; a settlement that an
+//!   engine may have, for as long as it knows the key. Once an engine that was out answers, all that waits for it is due at
+//!   once.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -115,7 +116,8 @@ struct Open {
 
 impl Open {
     fn target(&self) -> Option<Arc<str>> {
-        let pinned = self.settlement.sent_to.as_deref().map(Arc::from);
+        let sent_to = self.settlement.sent_to.as_ref();
+        let pinned = sent_to.map(|sent_to| Arc::from(&*sent_to.engine));
         pinned.or_else(|| self.engine.clone())
     }
 }
@@ -537,7 +539,8 @@ impl Queue {
         self.unplace_account(&key);
         // The settlement may be at the engine already, which must not forget its account then.
         let is_needed = self.open.get(&account).is_some_and(|open| {
-            open.settlement.sent_to.as_deref() == Some(&**engine)
+            let sent_to = open.settlement.sent_to.as_ref();
+            sent_to.is_some_and(|sent_to| *sent_to.engine == **engine)
                 || (open.running && open.target().as_ref() == Some(engine))
         });
         let Some(entry) = self.known.get_mut(&key) else { return };

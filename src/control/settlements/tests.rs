@@ -11,7 +11,7 @@ use super::super::fake::Node;
 use super::queue::{CALLS_MAX, Call, CallEnd, Job, PAUSE_MS_MAX};
 use super::timer::Timers;
 use super::*;
-use crate::ledger::settlement::SettlementNumber;
+use crate::ledger::settlement::{SentTo, SettlementNumber};
 use crate::pipeline::settling::transfer_of;
 use crate::shard::control::PeerAnswer;
 use crate::wire::packet::{ErrorCode, PEER_FULFILLMENT, Prepare, RejectBuilder, encode_fulfill};
@@ -57,6 +57,16 @@ impl FakeEngines {
 
     fn paid(&self) -> Vec<u64> {
         self.inner.lock().unwrap().paid.values().copied().collect()
+    }
+
+    /// Whoever asks with one of these keys is somebody new.
+    fn forget_keys(&self) {
+        let mut inner = self.inner.lock().unwrap();
+        let paid = std::mem::take(&mut inner.paid);
+        let forgotten = paid
+            .into_iter()
+            .map(|((engine, key), amount)| ((engine, format!("forgotten {key}")), amount));
+        inner.paid = forgotten.collect();
     }
 
     fn take_calls(&self) -> Vec<String> {
@@ -199,6 +209,10 @@ impl World {
         self.control().update_account(username, edit).expect("a change");
     }
 
+    fn account(&self, username: &str) -> Arc<Account> {
+        self.control().find_account(username).expect("it was made")
+    }
+
     /// So much leaves the balance of an account, as its shard would have it.
     fn settle(&self, account: &Account, amount: u64) -> Uuid {
         let made = self.node.book.transfer(&transfer_of(account.id, amount));
@@ -332,19 +346,24 @@ fn what_an_engine_refuses_waits_for_the_operator() {
     assert_eq!(world.engines.take_calls().len(), 0);
     // Once more in vain, and once more.
     assert_eq!(
-        world.control().retry_settlement(&alice, id).unwrap().state.as_str(),
+        world
+            .control()
+            .retry_settlement(&alice, id, false)
+            .unwrap()
+            .state
+            .as_str(),
         "pending"
     );
     world.pass(HOUR_MS);
     assert_eq!(world.state(&alice, id), "failed");
     world.engines.set(ENGINE, Mode::Up);
-    world.control().retry_settlement(&alice, id).unwrap();
+    world.control().retry_settlement(&alice, id, false).unwrap();
     world.pass(1);
     assert_eq!((world.state(&alice, id), world.engines.paid()), ("confirmed", vec![90]));
     let ended = Err(ControlError::SettlementEnded {
         state: SettlementState::Confirmed,
     });
-    assert_eq!(world.control().retry_settlement(&alice, id), ended);
+    assert_eq!(world.control().retry_settlement(&alice, id, false), ended);
     assert_eq!(world.control().cancel_settlement(alice.id, id, true), ended);
     assert_eq!(
         world.control().cancel_settlement(alice.id, Uuid::nil(), true),
@@ -404,6 +423,98 @@ fn what_an_engine_may_have_is_cancelled_by_force_only() {
         world.pass(HOUR_MS);
         assert!(world.control().audit().unwrap().adds_up());
     }
+}
+
+/// An engine keeps a key for a day after its last use. If it has paid and nobody has heard of that for so long, another
+/// try would pay again.
+#[test]
+fn what_an_engine_may_have_forgotten_is_not_tried_again() {
+    for later in [Mode::Down, Mode::Broken] {
+        let mut world = World::new();
+        let alice = world.add_with_engine("alice", ENGINE);
+        world.pass(1);
+        world.engines.set(ENGINE, Mode::AnswerLost);
+        let id = world.settle(&alice, 90);
+        world.pass(1);
+        world.engines.set(ENGINE, later);
+        for _ in 0..26 {
+            world.pass(HOUR_MS);
+            world = world.restart();
+        }
+        world.engines.forget_keys();
+        world.engines.set(ENGINE, Mode::Up);
+        world.pass(2 * HOUR_MS);
+        let failed = world.get(&alice, id);
+        assert_eq!(failed.state.as_str(), "failed", "{later:?}");
+        assert_eq!(failed.sent_to.as_ref().map(|sent_to| &*sent_to.engine), Some(ENGINE));
+        let error = failed.last_error.as_deref().unwrap();
+        assert!(error.contains("key") && error.contains("as the test says"), "{error}");
+        assert_eq!(world.engines.paid(), [90], "{later:?}");
+        // Nor does the operator have it paid again without saying so.
+        let (control, node) = (world.control(), &world.node);
+        assert_eq!(
+            control.retry_settlement(&alice, id, false),
+            Err(ControlError::SettlementKeyForgotten)
+        );
+        assert_eq!(
+            control.cancel_settlement(alice.id, id, false),
+            Err(ControlError::SettlementSent)
+        );
+        node.shards.take_published();
+        let confirmed = control.confirm_settlement(alice.id, id).unwrap();
+        assert!(confirmed.state.as_str() == "confirmed" && confirmed.ended_ms.is_some());
+        assert_eq!(
+            (world.balance(&alice), &*node.shards.take_published()),
+            (-90, "settled:0+0")
+        );
+        // The next one is open to be made.
+        let next = world.settle(&alice, 5);
+        world.pass(1);
+        assert_eq!(world.state(&alice, next), "confirmed");
+        assert_eq!(world.engines.paid().iter().sum::<u64>(), 95);
+    }
+}
+
+/// What surely never arrived is tried for ever: no engine can have forgotten it.
+#[test]
+fn what_no_engine_can_have_is_tried_for_days() {
+    let world = World::new();
+    let alice = world.add_with_engine("alice", ENGINE);
+    world.pass(1);
+    world.engines.set(ENGINE, Mode::Down);
+    let id = world.settle(&alice, 90);
+    world.pass(24 * 7 * HOUR_MS);
+    assert_eq!(world.state(&alice, id), "pending");
+    let refused = world.control().confirm_settlement(alice.id, id);
+    assert_eq!(refused, Err(ControlError::SettlementNotSent));
+    world.engines.set(ENGINE, Mode::Up);
+    world.pass(PAUSE_MS_MAX);
+    assert_eq!((world.state(&alice, id), world.engines.paid()), ("confirmed", vec![90]));
+}
+
+/// The operator has looked: it was not paid. It is as if it had never been tried, and goes to whoever settles now.
+#[test]
+fn with_force_it_is_tried_again_under_the_same_key() {
+    let world = World::new();
+    let alice = world.add_with_engine("alice", ENGINE);
+    world.pass(1);
+    world.engines.set(ENGINE, Mode::Broken);
+    let id = world.settle(&alice, 90);
+    world.pass(26 * HOUR_MS);
+    assert_eq!(world.state(&alice, id), "failed");
+    world.set_engine("alice", OTHER);
+    world.pass(1);
+    assert_eq!(world.engines.paid(), [0_u64; 0]);
+    let again = world
+        .control()
+        .retry_settlement(&world.account("alice"), id, true)
+        .unwrap();
+    assert_eq!((again.state.as_str(), again.sent_to), ("pending", None));
+    world.pass(1);
+    let confirmed = world.get(&alice, id);
+    assert_eq!(confirmed.state.as_str(), "confirmed");
+    assert_eq!(confirmed.sent_to.map(|sent_to| sent_to.engine), Some(OTHER.into()));
+    assert_eq!(world.engines.paid(), [90]);
 }
 
 /// Another engine would pay it again.
@@ -554,7 +665,10 @@ fn no_engine_holds_up_another() {
                 paid += 1;
             } else {
                 queue.end(now_ms, &job, CallEnd::Failed);
-                settlement.sent_to = Some((*job.engine).into());
+                settlement.sent_to = Some(SentTo {
+                    engine: (*job.engine).into(),
+                    since_ms: now_ms,
+                });
                 queue.settled(now_ms, settlement);
             }
         }
