@@ -16,6 +16,8 @@ mod changes;
 mod clients;
 #[path = "api/second_half.rs"]
 mod second_half;
+#[path = "api/settlements.rs"]
+mod settlements;
 #[path = "api/tables.rs"]
 mod tables;
 #[path = "api/transport.rs"]

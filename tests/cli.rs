@@ -712,8 +712,8 @@ fn status_says_whether_all_is_well() {
         user.run("status").done(),
         format!(
             "{head}book         adds up\n\n\
-             ASSET  SCALE  ACCOUNTS  BALANCES  POSITION  ADDS UP\n\
-             ABC    9      1         0         0         yes\n"
+             ASSET  SCALE  ACCOUNTS  BALANCES  POSITION  PENDING  ADDS UP\n\
+             ABC    9      1         0         0         0        yes\n"
         )
     );
     let answer = user.run("status --json").json();
@@ -732,7 +732,7 @@ fn status_says_whether_all_is_well() {
         r#"{"status":"Ready","ilp_address":"g.hub","version":"9"}"#,
     );
     let not_ready = r#"{"status":"NotReady","ilp_address":"g.hub","version":"9","reason":"the disk is full"}"#;
-    let wrong = r#"{"adds_up":true,"assets":[{"asset_code":"ABC","asset_scale":9,"accounts":2,"balances":-5,"position":4,"adds_up":true}]}"#;
+    let wrong = r#"{"adds_up":true,"assets":[{"asset_code":"ABC","asset_scale":9,"accounts":2,"balances":-5,"position":4,"pending":0,"adds_up":true}]}"#;
     let broken = (
         "500 Internal Server Error",
         "",
@@ -746,7 +746,7 @@ fn status_says_whether_all_is_well() {
         ),
         (
             vec![ready, ("200 OK", "", wrong)],
-            "ABC    9      2         -5        4         NO\n",
+            "ABC    9      2         -5        4         0        NO\n",
             "clearway: the book does not add up: ABC at scale 9 has balances of -5 and a position of 4\n",
         ),
         (
@@ -927,11 +927,164 @@ fn payments() {
 }
 
 #[test]
+fn settlements() {
+    let open = r#"{"id":"5f0c7a52-0000-4000-8000-2b6c1d9e8f10","state":"sent","amount":18446744073709551615,"scale":9,"attempts":3,"engine":"http://e/","created_at":"2026-01-05T10:11:12.131Z","last_attempt_at":"2026-01-05T10:11:19.131Z","ended_at":null,"last_error":"no answer"}"#;
+    let shown = "id               5f0c7a52-0000-4000-8000-2b6c1d9e8f10\n\
+                 state            sent\n\
+                 amount           18446744073709551615\n\
+                 scale            9\n\
+                 attempts         3\n\
+                 engine           http://e/\n\
+                 created at       2026-01-05T10:11:12.131Z\n\
+                 last attempt at  2026-01-05T10:11:19.131Z\n\
+                 ended at         -\n\
+                 last error       no answer\n";
+    for (line, asked) in [
+        ("settlements now alice", "POST /accounts/alice/settlements"),
+        (
+            "settlements cancel alice an-id",
+            "POST /accounts/alice/settlements/an-id/cancel",
+        ),
+        (
+            "settlements cancel alice an-id --force",
+            "POST /accounts/alice/settlements/an-id/cancel?force=true",
+        ),
+        (
+            "settlements retry al/ice ../x?y",
+            "POST /accounts/al%2Fice/settlements/..%2Fx%3Fy/retry",
+        ),
+    ] {
+        let ok = ("200 OK", "", open);
+        let stage = Stage::new(&[ok, ok]);
+        let user = User::of(stage.address);
+        assert_eq!(user.run(line).done(), shown, "{line}");
+        let request = stage.asked();
+        assert_eq!((&*request.line, &*request.body), (asked, ""), "{line}");
+        assert_eq!(request.headers["authorization"], format!("Bearer {ADMIN_TOKEN}"));
+        assert_eq!(user.run(&format!("{line} --json")).done(), format!("{open}\n"));
+    }
+    let list = format!("[{open}]");
+    for (line, asked) in [
+        ("settlements list alice", "GET /accounts/alice/settlements?limit=100"),
+        (
+            "settlements list alice --limit 7 --before an&id",
+            "GET /accounts/alice/settlements?limit=7&before=an%26id",
+        ),
+    ] {
+        let ok = ("200 OK", "", &*list);
+        let stage = Stage::new(&[ok, ok]);
+        let user = User::of(stage.address);
+        assert_eq!(
+            user.run(line).done(),
+            "ID                                    STATE  AMOUNT                SCALE  ATTEMPTS  CREATED AT                LAST ERROR\n\
+             5f0c7a52-0000-4000-8000-2b6c1d9e8f10  sent   18446744073709551615  9      3         2026-01-05T10:11:12.131Z  no answer\n"
+        );
+        assert_eq!(stage.asked().line, asked);
+        assert_eq!(user.run(&format!("{line} --json")).done(), format!("{list}\n"));
+    }
+    // What an engine has said is shown as one line, whatever is in it.
+    let evil = list.replace("no answer", "a\\nb\\u001b[31mc");
+    let stage = Stage::new(&[("200 OK", "", &evil)]);
+    let said = User::of(stage.address).run("settlements list alice").done();
+    assert!(said.lines().count() == 2 && !said.contains('\u{1b}'), "{said:?}");
+
+    for (line, code, said) in [
+        ("settlements", 2, "list"),
+        ("settlements list", 2, "<USERNAME>"),
+        ("settlements cancel alice", 2, "<ID>"),
+        ("settlements retry alice", 2, "<ID>"),
+        ("settlements pay alice", 2, "unrecognized subcommand"),
+        ("engines", 2, "set"),
+        ("engines set", 2, "<CODE=URL|FILE>"),
+        ("engines set ABC", 2, "ABC"),
+    ] {
+        let refused = User::new().run(line);
+        assert_eq!(refused.code, Some(code), "{line}: {refused:?}");
+        assert!(refused.err.contains(said), "{line}: {refused:?}");
+    }
+}
+
+/// A settlement from its making to its end, on a node. Nobody listens where its engine should be.
+#[test]
+fn settlements_are_made_and_cancelled() {
+    let node = Node::start();
+    node.add_account("alice", &json!({ "settle_to": -5 }));
+    let admin = User::of(node.address());
+    let holder = User::of(node.address()).with("ILP_CLI_API_AUTH", "alice:alice-http");
+    let refused = |said: Said, why: &str| {
+        assert_eq!((said.code, &*said.out), (Some(1), ""), "{said:?}");
+        assert_eq!(said.err, format!("clearway: {why}\n"));
+    };
+    refused(
+        admin.run("settlements now alice"),
+        "409 Conflict: neither the account nor its asset has a settlement engine",
+    );
+    let engine = format!("http://{}", support::free_address());
+    admin.run(&format!("engines set ABC={engine}")).done();
+    assert_eq!(
+        admin.run("settlements list alice").done(),
+        "ID  STATE  AMOUNT  SCALE  ATTEMPTS  CREATED AT  LAST ERROR\n"
+    );
+    let made = admin.run("settlements now alice --json").json();
+    let id = made["id"].as_str().expect("a text");
+    refused(
+        admin.run("settlements now alice"),
+        "409 Conflict: a settlement of the account is open: wait until it is confirmed, or cancel it",
+    );
+    let status = admin.run("status").done();
+    assert!(
+        status.ends_with(
+            "ASSET  SCALE  ACCOUNTS  BALANCES  POSITION  PENDING  ADDS UP\n\
+             ABC    9      1         -5        5         5        yes\n"
+        ),
+        "{status}"
+    );
+    let listed = holder.run("settlements list alice").done();
+    assert!(listed.contains(id) && listed.contains("pending"), "{listed}");
+    let only_seen =
+        "401 Unauthorized: the credentials do not allow this call; the token was the one of --auth or ILP_CLI_API_AUTH";
+    for line in ["now alice", &format!("cancel alice {id}"), &format!("retry alice {id}")] {
+        refused(holder.run(&format!("settlements {line}")), only_seen);
+    }
+    assert_eq!(
+        admin.run(&format!("settlements retry alice {id} --json")).json()["id"],
+        id
+    );
+    assert_eq!(
+        admin.run(&format!("settlements cancel alice {id} --json")).json()["state"],
+        "cancelled"
+    );
+    refused(
+        admin.run(&format!("settlements cancel alice {id} --force")),
+        "409 Conflict: the settlement has ended: it is cancelled",
+    );
+    refused(
+        admin.run("settlements retry alice an-id"),
+        "404 Not Found: the account has no settlement with this id",
+    );
+    assert_eq!(
+        admin.run("settlements list alice --before x").code,
+        Some(1),
+        "no id of a settlement"
+    );
+}
+
+#[test]
 fn completions_are_scripts() {
     let user = User::new();
     for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
         let script = user.run(&format!("completions {shell}")).done();
-        for word in ["accounts", "log-level", "min-balance", "data_dir", "flush_interval_ms"] {
+        for word in [
+            "accounts",
+            "log-level",
+            "min-balance",
+            "settlements",
+            "engines",
+            "retry",
+            "data_dir",
+            "settlement_api_token",
+            "flush_interval_ms",
+        ] {
             assert!(script.contains(word), "{word} for {shell}");
         }
     }

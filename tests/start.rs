@@ -202,15 +202,30 @@ fn a_start_that_cannot_be_right_says_why() {
 fn an_environment_that_cannot_be_right_is_named() {
     let no_text = OsStr::from_bytes(&[b'a', 0xff]);
     // Variable, value, and words that the message must have.
-    let table: [(&str, &OsStr, &[&str]); 5] = [
+    let table: [(&str, &OsStr, &[&str]); 8] = [
         ("RUST_LOG", "info,ledger=loud".as_ref(), &["RUST_LOG", "ledger=loud"]),
         ("ILP_COLOUR", "red".as_ref(), &["ILP_COLOUR", "colour"]),
         ("ILP_GOOGLE_PUBSUB__TOPIC", "x".as_ref(), &["google_pubsub.topic"]),
         (
             "ILP_SETTLEMENT_API_BIND_ADDRESS",
             "0.0.0.0:0".as_ref(),
-            &["settlement_api_token"],
+            &[
+                "settlement_api_token",
+                "is required",
+                "whoever reaches it can credit accounts",
+            ],
         ),
+        (
+            "ILP_SETTLEMENT_API_BIND_ADDRESS",
+            "[::]:0".as_ref(),
+            &["settlement_api_token", "is required"],
+        ),
+        (
+            "ILP_SETTLEMENT_API_BIND_ADDRESS",
+            "192.0.2.1:7771".as_ref(),
+            &["settlement_api_token", "is required"],
+        ),
+        ("ILP_SETTLEMENT_API_TOKEN", "".as_ref(), &["settlement_api_token"]),
         ("ILP_DATA_DIR", no_text, &["ILP_DATA_DIR"]),
     ];
     for (variable, value, words) in table {

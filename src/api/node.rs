@@ -87,13 +87,14 @@ pub fn description() -> ApiResponse {
 /// back from disk in one instant, after everything that was handed to the store before this call.
 ///
 /// ```json
-/// {"adds_up":true,"assets":[{"asset_code":"ABC","asset_scale":9,"accounts":2,"balances":-5,"position":5,"adds_up":true}]}
+/// {"adds_up":true,"assets":[{"asset_code":"ABC","asset_scale":9,"accounts":2,"balances":-5,"position":5,"pending":0,"adds_up":true}]}
 /// ```
 ///
 /// Amounts are integers in units of the asset at its scale. `balances` is positive where we owe the holders more than
-/// they owe us; `position` is what the connector has gained (positive) or paid (negative). The asset adds up if their
-/// sum is zero, and the book does if every asset does. A book that does not is answered with 200 as well: the call
-/// worked.
+/// they owe us; `position` is what the connector has gained (positive) or paid (negative), and `pending` what is on its way to
+/// settlement engines: it has left the balances, and the position has its counter-leg. The asset adds up if balances and
+/// position sum to zero and the open settlements are what the book has carried along, and the book does if every asset
+/// does. A book that does not is answered with 200 as well: the call worked.
 pub fn audit(control: &Control) -> Result<ApiResponse, Problem> {
     let audit = control.audit()?;
     Ok(json_answer(&BookAnswer {
@@ -116,6 +117,7 @@ pub struct AssetAnswer {
     pub accounts: u64,
     pub balances: i128,
     pub position: i128,
+    pub pending: i128,
     pub adds_up: bool,
 }
 
@@ -126,6 +128,7 @@ pub fn asset_answers(audit: &Audit) -> Vec<AssetAnswer> {
         accounts: line.accounts,
         balances: line.balances,
         position: line.position,
+        pending: line.pending,
         adds_up: line.adds_up(),
     };
     audit.assets.iter().map(answer).collect()

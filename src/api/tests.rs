@@ -310,6 +310,10 @@ fn who_may_call() {
         ("PUT /routes/static/g.x", "alice", 401, 401),
         ("DELETE /routes/static/g.x", "", 401, 401),
         ("DELETE /accounts/alice", "", 401, 401),
+        ("GET /accounts/alice/settlements", "", 200, 401),
+        ("POST /accounts/alice/settlements", "", 401, 401),
+        ("POST /accounts/alice/settlements/x/cancel", "", 401, 401),
+        ("POST /accounts/alice/settlements/x/retry", "", 401, 401),
         ("GET /ledger/audit", "", 401, 401),
         ("POST /ledger/backup", r#"{"directory":"/copy"}"#, 401, 401),
         ("POST /accounts/alice/payments", ZERO, 200, 401),
@@ -814,7 +818,7 @@ fn deleting_accounts() {
         ("GET /accounts/alice", "Bearer alice-pw", "", 401, &[]),
         ("GET /routes", "-", "", 200, &[r#"{"":"up","example.hub.bob":"bob","example.hub.up":"up","g.b":"bob"}"#]),
         ("GET /ledger/audit", "admin", "", 200, &[
-            r#"{"adds_up":true,"assets":[{"asset_code":"ABC","asset_scale":9,"accounts":1,"balances":0,"position":0,"adds_up":true}"#,
+            r#"{"adds_up":true,"assets":[{"asset_code":"ABC","asset_scale":9,"accounts":1,"balances":0,"position":0,"pending":0,"adds_up":true}"#,
         ]),
         ("DELETE /accounts/up", "admin", "", 200, &[r#""links":{"http":null,"btp":null}"#, r#""removed_routes":[""]}"#, "!written_off"]),
         ("POST /accounts", "admin", ALICE, 200, &[]),
@@ -1345,7 +1349,7 @@ fn a_node_that_cannot_commit_says_so_and_changes_nothing() {
     ]);
     caller.node.book.lose_a_unit();
     caller.check(&[("GET /ledger/audit", "admin", "", 200, &[
-        r#"{"adds_up":false,"assets":[{"asset_code":"ABC","asset_scale":9,"accounts":1,"balances":0,"position":-1,"adds_up":false}]}"#,
+        r#"{"adds_up":false,"assets":[{"asset_code":"ABC","asset_scale":9,"accounts":1,"balances":0,"position":-1,"pending":0,"adds_up":false}]}"#,
     ])]);
     caller.node.book.fail("disk full");
     caller.node.shards.take_published();
@@ -1396,7 +1400,7 @@ fn a_copy_of_the_book() {
     caller.check(&[
         ("POST /accounts", "admin", ALICE, 200, &[]),
         (call, "admin", r#"{"directory":"/copy"}"#, 200, &[
-            r#"{"directory":"/copy","accounts":1,"adds_up":true,"assets":[{"asset_code":"ABC","asset_scale":9,"accounts":1,"balances":0,"position":0,"adds_up":true}]}"#,
+            r#"{"directory":"/copy","accounts":1,"adds_up":true,"assets":[{"asset_code":"ABC","asset_scale":9,"accounts":1,"balances":0,"position":0,"pending":0,"adds_up":true}]}"#,
         ]),
         (call, "admin", r#"{"directory":"/copy"}"#, 409, &[r#""code":"directory_exists""#, field[0]]),
         (call, "admin", r#"{"directory":"/refused"}"#, 400, &["expected another", field[0]]),
@@ -1418,7 +1422,7 @@ fn a_copy_of_the_book() {
         200,
         &[
             r#"{"directory":"/damaged","accounts":1,"adds_up":false,"assets":[{"#,
-            r#""position":-1,"adds_up":false}]}"#,
+            r#""position":-1,"pending":0,"adds_up":false}]}"#,
         ],
     )]);
 }

@@ -366,6 +366,7 @@ pub(super) fn show_assets(assets: &[AssetAnswer]) -> String {
             format!("{} accounts", asset.accounts),
             format!("balances {}", asset.balances),
             format!("position {}", asset.position),
+            format!("pending {}", asset.pending),
             if asset.adds_up { "adds up" } else { "DOES NOT ADD UP" }.to_owned(),
         ]
     };

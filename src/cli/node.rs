@@ -13,7 +13,8 @@ struct Audit {
     assets: Vec<AssetAudit>,
 }
 
-/// Amounts in units of the asset. Positive `balances` are owed to the holders, a positive `position` is our gain.
+/// Amounts in units of the asset. Positive `balances` are owed to the holders, a positive `position` is our gain; `pending`
+/// is on its way to settlement engines.
 #[derive(Deserialize)]
 struct AssetAudit {
     asset_code: String,
@@ -21,6 +22,7 @@ struct AssetAudit {
     accounts: u64,
     balances: i128,
     position: i128,
+    pending: i128,
     adds_up: bool,
 }
 
@@ -29,10 +31,16 @@ impl Audit {
     fn fault(&self) -> Option<String> {
         let asset = self.assets.iter().find(|asset| !asset.is_in_order());
         if let Some(asset) = asset {
-            return Some(format!(
-                "the book does not add up: {} at scale {} has balances of {} and a position of {}",
-                asset.asset_code, asset.asset_scale, asset.balances, asset.position
-            ));
+            let (code, scale) = (plain(&asset.asset_code), asset.asset_scale);
+            let found = if asset.sums_to_zero() {
+                format!(
+                    "settlements of {} under way that it does not account for",
+                    asset.pending
+                )
+            } else {
+                format!("balances of {} and a position of {}", asset.balances, asset.position)
+            };
+            return Some(format!("the book does not add up: {code} at scale {scale} has {found}"));
         }
         (!self.adds_up).then(|| "the book does not add up".to_owned())
     }
@@ -45,17 +53,24 @@ impl Audit {
                 asset.accounts.to_string(),
                 asset.balances.to_string(),
                 asset.position.to_string(),
+                asset.pending.to_string(),
                 if asset.is_in_order() { "yes" } else { "NO" }.to_owned(),
             ]
         });
-        let header = ["ASSET", "SCALE", "ACCOUNTS", "BALANCES", "POSITION", "ADDS UP"];
+        let header = [
+            "ASSET", "SCALE", "ACCOUNTS", "BALANCES", "POSITION", "PENDING", "ADDS UP",
+        ];
         table(&header, rows)
     }
 }
 
 impl AssetAudit {
     fn is_in_order(&self) -> bool {
-        self.adds_up && self.balances.checked_add(self.position) == Some(0)
+        self.adds_up && self.sums_to_zero()
+    }
+
+    fn sums_to_zero(&self) -> bool {
+        self.balances.checked_add(self.position) == Some(0)
     }
 }
 
@@ -137,10 +152,11 @@ mod tests {
     fn the_book_is_added_up_here_as_well() {
         let line = |balances: &str, position: &str, adds_up: bool| {
             format!(
-                r#"{{"asset_code":"ABC","asset_scale":9,"accounts":2,"balances":{balances},"position":{position},"adds_up":{adds_up}}}"#
+                r#"{{"asset_code":"ABC","asset_scale":9,"accounts":2,"balances":{balances},"position":{position},"pending":7,"adds_up":{adds_up}}}"#
             )
         };
-        let fault = "the book does not add up: ABC at scale 9 has balances of";
+        let asset = "the book does not add up: ABC at scale 9 has";
+        let fault = format!("{asset} balances of");
         for (adds_up, assets, expected) in [
             (true, String::new(), None),
             (true, line("-5", "5", true), None),
@@ -162,7 +178,9 @@ mod tests {
             (
                 true,
                 line("-5", "5", false),
-                Some(format!("{fault} -5 and a position of 5")),
+                Some(format!(
+                    "{asset} settlements of 7 under way that it does not account for"
+                )),
             ),
             (
                 true,

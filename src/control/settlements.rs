@@ -215,9 +215,9 @@ pub struct EngineStanding {
 
 /// Mutations that are handed over together when all accounts of an asset get an engine.
 const ANNOUNCED_TOGETHER: usize = 1_024;
-/// Ended settlements of an account that are remembered, and how often those beyond are forgotten.
+/// Ended settlements of an account that are remembered, and how often on average those beyond are forgotten.
 const ENDED_KEPT: usize = 1_000;
-const FORGET_EVERY: u64 = 64;
+const FORGET_EVERY: u8 = 64;
 /// How often the operator's word is tried again that met another change of the same settlement.
 const END_TRIES: u32 = 8;
 /// When settlements are made and given up.

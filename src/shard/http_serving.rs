@@ -544,11 +544,11 @@ impl Shard {
 }
 
 /// How long the body of a request may be. A stranger cannot make us collect more than a packet's worth.
-/// `guess` is told whether a token was right, if one was looked at.
+/// `guess` is told whether a token was right, if one was given and looked at: who names none guesses none.
 fn body_max(head: &RequestHead<'_>, port: Port, tokens: &Tokens, guess: &Cell<Option<bool>>) -> usize {
     let is_right = |token: &str| {
         let is_hit = is_bearer_of(head, token);
-        guess.set(Some(is_hit));
+        guess.set(head.header("authorization").map(|_| is_hit));
         is_hit
     };
     let may_be_large = match port {

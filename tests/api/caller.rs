@@ -17,7 +17,7 @@
 //! authenticate, and every 429 and 503 when to come again.
 
 use std::cell::Cell;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 
 use serde_json::Value;
 
@@ -55,6 +55,8 @@ pub fn check_log(node: &Node) {
 
 pub struct Caller<'a> {
     node: &'a Node,
+    /// The port that is called.
+    address: SocketAddr,
     peer: HttpPeer,
     calls: Cell<u32>,
 }
@@ -66,8 +68,17 @@ impl<'a> Caller<'a> {
     pub fn new(node: &'a Node) -> Self {
         Self {
             node,
+            address: node.address(),
             peer: HttpPeer::start(Rule::fulfill()),
             calls: Cell::new(0),
+        }
+    }
+
+    /// One who calls the port of settlement engines.
+    pub fn of_engines(node: &'a Node) -> Self {
+        Self {
+            address: node.settlement_address(),
+            ..Self::new(node)
         }
     }
 
@@ -130,7 +141,7 @@ impl<'a> Caller<'a> {
             None => self.expand(body, number).into_bytes(),
         };
         let source = Ipv4Addr::from(0x7f01_0000 + number);
-        let answer = Connection::open_from(source, self.node.address())
+        let answer = Connection::open_from(source, self.address)
             .request(method, &target, &headers, &body)
             .unwrap_or_else(|error| panic!("{call} by {caller}: {error}"));
         (answer, prepare)

@@ -396,7 +396,7 @@ GET /accounts/bob/balance?format=scaled    | bob   | | 200 | ={"asset_code":"ABC
 GET /accounts/bob/balance?format=SCALED    | bob   | | 400 | bad=format invalid
 GET /accounts/bob/balance?format=          | bob   | | 400 | bad=format invalid
 GET /accounts/bob/balance                  | basic bob | | 200 | balance=500; balance_scaled="0.0000005"
-GET /ledger/audit | admin | | 200 | adds_up=true; assets=[{"asset_code":"ABC","asset_scale":9,"accounts":2,"balances":0,"position":0,"adds_up":true}]
+GET /ledger/audit | admin | | 200 | adds_up=true; assets=[{"asset_code":"ABC","asset_scale":9,"accounts":2,"balances":0,"position":0,"pending":0,"adds_up":true}]
 # Nothing leaves the book by the way.
 DELETE /accounts/alice             | admin | | 409 | code=balance_not_zero
 DELETE /accounts/alice?force=false | admin | | 409 | code=balance_not_zero
@@ -411,7 +411,7 @@ POST /accounts/alice/ilp     | alice | prepare test.hub.bob 1 | 401 |
 POST /accounts/bob/ilp       | bob | prepare test.hub.alice 1 | 200 | ilp=F02
 POST /accounts/bob/ilp       | bob | prepare test.fixed 1 | 200 | ilp=F02
 GET /routes | - | | 200 | ={"test.hub.bob":"bob","test.other":"bob"}
-GET /ledger/audit | admin | | 200 | adds_up=true; assets=[{"asset_code":"ABC","asset_scale":9,"accounts":1,"balances":500,"position":-500,"adds_up":true}]
+GET /ledger/audit | admin | | 200 | adds_up=true; assets=[{"asset_code":"ABC","asset_scale":9,"accounts":1,"balances":500,"position":-500,"pending":0,"adds_up":true}]
 DELETE /accounts/alice | admin | | 404 | code=account_not_found
 # The name is free, and it is another account.
 POST /accounts | admin | {"username":"Alice","asset_code":"ABC","asset_scale":9,"routing_relation":"Parent"} | 200 | username=Alice; tokens_set=[]

@@ -222,6 +222,13 @@ impl World {
         id
     }
 
+    /// The next call that is due now.
+    fn take_due(&self) -> Result<Job, Option<u64>> {
+        let desk = &self.control().settling;
+        let now_ms = desk.now().monotonic_ms;
+        desk.queue().take(now_ms)
+    }
+
     /// All that is due in so much time.
     fn pass(&self, ms: u64) {
         let desk = &self.control().settling;
@@ -392,6 +399,47 @@ fn what_no_engine_has_can_be_cancelled() {
         world.pass(HOUR_MS);
         assert_eq!(world.engines.paid(), [0_u64; 0], "{mode:?}");
     }
+}
+
+/// Accounts take turns, so that each has numbers of its own kind: what is kept of one must not depend on which.
+#[test]
+fn of_settlements_that_have_ended_the_last_thousand_are_kept() {
+    let world = World::new();
+    let accounts = ["alice", "bob"].map(|username| world.add_with_engine(username, ENGINE));
+    world.pass(1);
+    let kept = |account: &Account| world.control().settlements(account.id, None, usize::MAX).unwrap();
+    const ROUNDS: usize = 4 * ENDED_KEPT;
+    let ids: Vec<[Uuid; 2]> = (0..ROUNDS)
+        .map(|_| {
+            let made = accounts.each_ref().map(|account| world.settle(account, 1));
+            while let Ok(job) = world.take_due() {
+                world.control().make_call(&*world.engines, &job);
+            }
+            made
+        })
+        .collect();
+    // One that stays open, however old it gets, and those that have ended before it.
+    world.engines.set(ENGINE, Mode::Refuses(400));
+    let open = world.settle(&accounts[0], 1);
+    world.pass(1);
+    for (number, account) in accounts.iter().enumerate() {
+        let kept = kept(account);
+        let newest_first: Vec<Uuid> = kept.iter().map(|one| Uuid::from_bytes(one.id)).collect();
+        let mut expected: Vec<Uuid> = ids.iter().map(|made| made[number]).collect();
+        expected.extend((number == 0).then_some(open));
+        expected.reverse();
+        // Forgetting comes once in 64 on average: not once in 2,000 does not happen.
+        assert!(
+            (ENDED_KEPT..ENDED_KEPT + 2_000).contains(&kept.len()),
+            "{} of account {number}",
+            kept.len()
+        );
+        assert_eq!(newest_first, expected[..kept.len()], "the oldest go");
+        assert!(kept.iter().skip(1).all(|one| !one.state.is_open()));
+    }
+    assert_eq!(world.state(&accounts[0], open), "failed");
+    assert_eq!(world.engines.paid().len(), 2 * ROUNDS);
+    assert!(world.control().audit().unwrap().adds_up());
 }
 
 /// An outcome that nobody knows is not undone by later tries that never arrive, or are refused.
@@ -744,6 +792,78 @@ fn what_engines_bring_is_credited_once() {
         assert_eq!(world.balance(&alice), credited, "after {passed_hours} hours");
     }
     assert!(world.control().audit().unwrap().adds_up());
+}
+
+/// What is kept for an engine's sake is bounded: beyond it the engine is told to come back, and nothing is credited.
+#[test]
+fn more_keys_than_are_kept_are_refused_until_the_oldest_is_a_day_old() {
+    let world = World::new();
+    let alice = world.add_with_engine("alice", ENGINE);
+    let bob = world.add_with_engine("bob", ENGINE);
+    for number in 0..crate::store::SETTLEMENT_KEYS_MAX {
+        assert!(receive(&world, &alice, &number.to_string(), "1", 2).is_ok());
+    }
+    let full = world.balance(&alice);
+    let refused = receive(&world, &alice, "one more", "1", 2);
+    assert!(matches!(refused, Err(ControlError::NotReady { .. })), "{refused:?}");
+    assert_eq!(world.balance(&alice), full);
+    assert!(receive(&world, &alice, "0", "1", 2).is_ok(), "it is answered as before");
+    assert!(
+        receive(&world, &bob, "one more", "1", 2).is_ok(),
+        "others do not notice"
+    );
+    assert_eq!((world.balance(&alice), world.balance(&bob)), (full, 1));
+    world.pass(24 * HOUR_MS + 1);
+    assert!(receive(&world, &alice, "0", "1", 2).is_ok());
+    assert_eq!(
+        world.balance(&alice),
+        full,
+        "what was used lately is not what makes room"
+    );
+    assert!(receive(&world, &alice, "one more", "1", 2).is_ok());
+    assert_eq!(world.balance(&alice), full + 1);
+    assert!(receive(&world, &alice, "0", "1", 2).is_ok());
+    assert_eq!(world.balance(&alice), full + 1);
+}
+
+/// Engines that are out are to be told that they settle no more; of these only so many are remembered for one account.
+#[test]
+fn an_account_does_not_collect_engines_without_end() {
+    let world = World::new();
+    let name = |number: usize| format!("http://engine-{number}.example/");
+    let change = |engine: &str| {
+        let edit = AccountEdit {
+            settlement_engine_url: Edit::Set(engine.into()),
+            ..AccountEdit::default()
+        };
+        world.control().update_account("alice", edit)
+    };
+    world.engines.set(&name(0), Mode::Down);
+    let alice = world.add_with_engine("alice", &name(0));
+    let max = crate::store::ENGINES_OF_ACCOUNT_MAX;
+    for number in 1..max {
+        world.engines.set(&name(number), Mode::Down);
+        assert!(change(&name(number)).is_ok(), "{number}");
+    }
+    let refused = change(ENGINE).map(|_| ());
+    assert!(matches!(refused, Err(ControlError::NotReady { .. })), "{refused:?}");
+    // It has the engine that it had, and goes on with it.
+    let engine = || {
+        world
+            .control()
+            .engine_of(&world.control().find_account("alice").unwrap())
+    };
+    assert_eq!(engine().as_deref(), Some(&*name(max - 1)));
+    let id = world.settle(&alice, 5);
+    for number in 0..max {
+        world.engines.set(&name(number), Mode::Up);
+    }
+    world.pass(HOUR_MS + 1);
+    assert_eq!((world.state(&alice, id), world.engines.paid()), ("confirmed", vec![5]));
+    assert!(change(ENGINE).is_ok());
+    world.pass(1);
+    assert!(world.engines.knows(ENGINE, Uuid::from_bytes(alice.uuid)));
+    assert_eq!(world.node.book.read_back().engine_tasks, []);
 }
 
 #[test]
