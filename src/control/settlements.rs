@@ -342,7 +342,8 @@ impl Control {
                 let state = settlement.state;
                 return Err(ControlError::SettlementEnded { state });
             }
-            let mutations = how(&settlement, self.settling.now().wall.as_millis())?;
+            let mut mutations = how(&settlement, self.settling.now().wall.as_millis())?;
+            mutations.extend(self.forgetting(&settlement));
             match self.bookkeeper.apply(mutations) {
                 Ok(_) => break settlement,
                 // Tried, or confirmed, since it was read.

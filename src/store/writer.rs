@@ -3,8 +3,8 @@
 //! Owns the order in which the book changes and the moment at which a transfer counts as durable. Shards hand over
 //! transfers through bounded queues of their own; the thread drains all of them, folds what it found into final
 //! balances (one write per touched account, however many packets touched it), commits that as one batch, and then
-//! publishes the number of the last durable transfer of each shard and every settlement that has come into being. Holds and limits were checked by the shards:
-//! here nothing is refused but mutations.
+//! publishes the number of the last durable transfer of each shard and every settlement that has come into being. Holds
+//! and limits were checked by the shards: here nothing is refused but mutations.
 //!
 //! Always: what is published is on disk; what one batch changes sums to zero in every asset; after a commit that
 //! failed nothing is ever published again. What a batch means is folded in [`super::fold`].

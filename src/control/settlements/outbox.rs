@@ -212,7 +212,7 @@ impl Control {
 
     /// Now and then the oldest of those that have ended go. Drawn by the random id, because the numbers of an account
     /// follow from how many others settle, and may never have what makes one the next to look.
-    fn forgetting(&self, ended: &Settlement) -> Option<Mutation> {
+    pub(super) fn forgetting(&self, ended: &Settlement) -> Option<Mutation> {
         if !ended.id[0].is_multiple_of(FORGET_EVERY) {
             return None;
         }
