@@ -218,10 +218,8 @@ fn the_operator_steers() {
     );
     world.pay(50);
     let (status, made) = settle(&world);
-    assert_eq!(
-        (status, &made["amount"], &made["state"]),
-        (201, &json!(40), &json!("pending"))
-    );
+    // The engine may have it already.
+    assert_eq!((status, &made["amount"]), (201, &json!(40)), "{made}");
     world.expect_state("confirmed");
 
     // One that the engine refuses: it waits, is tried again, and comes back.
@@ -344,6 +342,13 @@ fn what_an_engine_brings_is_credited_once() {
         404,
         "no engine serves her"
     );
+    // What was credited is said again also if the account has no engine any more.
+    world
+        .api()
+        .put("/accounts/bob", &json!({"settlement_engine_url": null}));
+    assert_eq!(bring("a", taken), (201, taken.to_owned()));
+    assert_eq!(bring("d", taken).0, 404);
+    assert_eq!(world.balance(), 53);
     world.api().audit();
 }
 

@@ -61,6 +61,9 @@ pub(super) fn answer(
     gate.admit_engine(request, now_ms)?;
     let account = find(control, id)?;
     if is_message {
+        if control.engine_of(&account).is_none() {
+            return Err(ControlError::NoAccountToSettle.into());
+        }
         message(control, request, &account)
     } else {
         settle(control, request, &account).map(Answer::Now)
@@ -69,14 +72,13 @@ pub(super) fn answer(
 
 const ALLOW: &str = "POST, OPTIONS";
 
-/// The account whose public id this is, if an engine serves it.
+/// The account whose public id this is.
 fn find(control: &Control, id: &str) -> Result<Arc<Account>, Problem> {
     // As engines were told it: with hyphens.
     let uuid = Uuid::try_parse(id).ok().filter(|_| id.len() == 36);
     let uuid = uuid.ok_or_else(|| Problem::new(Kind::InvalidAccountId, "the id of an account is a UUID"))?;
     let account = control.find_account_by_uuid(uuid.as_bytes());
-    let served = account.filter(|account| control.engine_of(account).is_some());
-    Ok(served.ok_or(ControlError::NoAccountToSettle)?)
+    Ok(account.ok_or(ControlError::NoAccountToSettle)?)
 }
 
 /// `POST /accounts/:id/settlements`

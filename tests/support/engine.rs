@@ -57,6 +57,17 @@ impl Redis {
         });
         redis
     }
+
+    /// An engine forgets that it was ever asked with this key, as one does that keeps its keys for a day.
+    pub fn forget_key(&self, engine: &Engine, account: &str, key: &str) {
+        let [.., database] = &engine.arguments;
+        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).expect("Redis listens");
+        let commands = format!("SELECT {database}\r\nDEL accounts:{account}:settlement-requests:{key}\r\n");
+        stream.write_all(commands.as_bytes()).expect("Redis takes commands");
+        let mut answer = [0; 9];
+        stream.read_exact(&mut answer).expect("Redis answers");
+        assert_eq!(&answer, b"+OK\r\n:1\r\n", "the engine had the key");
+    }
 }
 
 impl Drop for Redis {
@@ -164,6 +175,17 @@ impl Engine {
     /// SIGKILL. Gives back when the process is gone.
     pub fn kill(&mut self) {
         drop(self.script.take().expect("the engine runs"));
+    }
+
+    pub fn is_running(&self) -> bool {
+        self.script.is_some()
+    }
+
+    pub fn signal(&self, signal: libc::c_int) {
+        let script = self.script.as_ref().expect("the engine runs");
+        let pid = libc::pid_t::try_from(script.child.id()).expect("a process number");
+        // SAFETY: kill takes two integers; the process is our own child and was not waited for.
+        assert_eq!(unsafe { libc::kill(pid, signal) }, 0, "our own child can be signalled");
     }
 
     pub fn url(&self) -> String {

@@ -17,6 +17,7 @@ pub mod node;
 pub mod packet;
 pub mod party;
 pub mod payer;
+pub mod proxy;
 pub mod random;
 pub mod rates;
 pub mod raw_websocket;

@@ -32,6 +32,8 @@ pub struct Options {
     pub ilp_address: String,
     /// Another port at every start, unless peers must find it again.
     pub http_bind_address: String,
+    /// The same for engines.
+    pub settlement_api_bind_address: String,
     /// Further arguments, as on the command line.
     pub arguments: Vec<String>,
     /// What the node logs, if not the default.
@@ -46,6 +48,7 @@ impl Default for Options {
             shards: 1,
             ilp_address: "test.hub".to_owned(),
             http_bind_address: "127.0.0.1:0".to_owned(),
+            settlement_api_bind_address: "127.0.0.1:0".to_owned(),
             arguments: Vec::new(),
             log_filter: None,
             log_lines_max: LOG_LINES_SHOWN_MAX,
@@ -113,7 +116,7 @@ impl Node {
                 "--http_bind_address",
                 &self.options.http_bind_address,
                 "--settlement_api_bind_address",
-                "127.0.0.1:0",
+                &self.options.settlement_api_bind_address,
             ])
             .args(["--admin_auth_token", ADMIN_TOKEN, "--secret_seed", SECRET_SEED])
             .args([

@@ -31,29 +31,35 @@ impl Control {
     /// the body of the answer.
     pub fn receive_settlement(&self, id: AccountId, incoming: &Incoming<'_>) -> Result<(u16, Box<[u8]>), ControlError> {
         // Held to the end: the account keeps its asset meanwhile, and two of the same key come one after the other.
-        let changes = self.begin()?;
+        let changes = self.changes.lock().expect("no change panics halfway");
         let not_found = || ControlError::NoAccountToSettle;
         let account = self.read().directory.get(id).cloned().ok_or_else(not_found)?;
+        let at_ms = self.settling.now().wall.as_millis();
+        let key = sha256(incoming.key.as_bytes());
+        let input = sha256(format!("{} {}", incoming.amount, incoming.scale).as_bytes());
+        let reader = self.bookkeeper.reader()?;
+        // First of all, whether the node is ready or not, and whoever settles for the account now: an engine that hears that
+        // it was not credited may bring it again under another key.
+        if let Some((known, status, answer)) = reader.settlement_answer(id, &key)? {
+            let account = id;
+            // It is kept for longer now; if that cannot be noted, the answer is right nevertheless.
+            let _ = self
+                .bookkeeper
+                .apply(vec![Mutation::UseSettlementKey { account, key, at_ms }]);
+            return match known == input {
+                true => Ok((status, answer)),
+                false => Err(ControlError::SettlementKeyConflict),
+            };
+        }
+        if let Some(reason) = self.not_ready() {
+            return Err(ControlError::NotReady { reason });
+        }
         if self.engine_of(&account).is_none() {
             return Err(not_found());
         }
         if changes.closing.contains(&id) {
             let reason = "the account is being deleted".to_owned();
             return Err(ControlError::NotReady { reason });
-        }
-        let at_ms = self.settling.now().wall.as_millis();
-        let key = sha256(incoming.key.as_bytes());
-        let input = sha256(format!("{} {}", incoming.amount, incoming.scale).as_bytes());
-        let reader = self.bookkeeper.reader()?;
-        if let Some((known, status, answer)) = reader.settlement_answer(id, &key)? {
-            // It is kept for longer now.
-            let account = id;
-            self.bookkeeper
-                .apply(vec![Mutation::UseSettlementKey { account, key, at_ms }])?;
-            return match known == input {
-                true => Ok((status, answer)),
-                false => Err(ControlError::SettlementKeyConflict),
-            };
         }
         let before = reader.remainder(id)?;
         let converted = before.credit(incoming.amount, incoming.scale, account.asset.scale);

@@ -60,15 +60,6 @@ pub enum Call {
     },
 }
 
-impl Job {
-    fn topic(&self) -> Topic {
-        match &self.call {
-            Call::Settle(settlement) => Topic::Settlement(settlement.account),
-            Call::Tell { account, .. } => Topic::Account(*account),
-        }
-    }
-}
-
 /// How a call ended, as far as the order of calls is concerned.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum CallEnd {
@@ -237,6 +228,12 @@ impl Queue {
         self.open.get(&account).map(|open| &open.settlement)
     }
 
+    /// This settlement, if it is open still. After it, another one of its account may be.
+    fn open_one(&mut self, settlement: &Settlement) -> Option<&mut Open> {
+        let open = self.open.get_mut(&settlement.account)?;
+        (open.settlement.number == settlement.number).then_some(open)
+    }
+
     /// Calls that are being made.
     pub fn calls(&self) -> usize {
         self.calls
@@ -357,14 +354,14 @@ impl Queue {
                 self.hasten(now_ms, topic, &job.engine);
             }
         }
-        match job.topic() {
-            Topic::Settlement(account) => {
-                if let Some(open) = self.open.get_mut(&account) {
+        match &job.call {
+            Call::Settle(settlement) => {
+                if let Some(open) = self.open_one(settlement) {
                     open.running = false;
                 }
             }
-            Topic::Account(account) => {
-                if let Some(entry) = self.known.get_mut(&(account, Arc::clone(&job.engine))) {
+            Call::Tell { account, .. } => {
+                if let Some(entry) = self.known.get_mut(&(*account, Arc::clone(&job.engine))) {
                     entry.running = false;
                 }
             }
@@ -394,13 +391,7 @@ impl Queue {
     /// What is durable of a settlement after a try; it is tried again after a pause, unless it waits for the operator.
     pub fn settled(&mut self, now_ms: u64, settlement: Settlement) {
         let account = settlement.account;
-        let Some(open) = self
-            .open
-            .get_mut(&account)
-            .filter(|open| open.settlement.number == settlement.number)
-        else {
-            return;
-        };
+        let Some(open) = self.open_one(&settlement) else { return };
         open.settlement = settlement;
         open.tries = open.tries.saturating_add(1);
         let tries = open.tries;
@@ -430,18 +421,18 @@ impl Queue {
 
     /// The call was not made, for our own reasons: once more a moment later.
     pub fn postpone(&mut self, now_ms: u64, job: &Job) {
-        match job.topic() {
-            Topic::Settlement(account) => {
-                if let Some(open) = self.open.get_mut(&account) {
+        match &job.call {
+            Call::Settle(settlement) => {
+                if let Some(open) = self.open_one(settlement) {
                     open.due_ms = now_ms + PAUSE_MS_MIN;
                 }
-                self.place(account);
+                self.place(settlement.account);
             }
-            Topic::Account(account) => {
-                if let Some(entry) = self.known.get_mut(&(account, Arc::clone(&job.engine))) {
+            Call::Tell { account, .. } => {
+                if let Some(entry) = self.known.get_mut(&(*account, Arc::clone(&job.engine))) {
                     entry.due_ms = now_ms + PAUSE_MS_MIN;
                 }
-                self.place_account(account, &job.engine);
+                self.place_account(*account, &job.engine);
             }
         }
     }

@@ -6,6 +6,7 @@ use std::sync::mpsc::channel;
 
 use num_bigint::BigUint;
 
+use super::super::Readiness;
 use super::super::edit::{AccountEdit, Edit};
 use super::super::fake::Node;
 use super::queue::{CALLS_MAX, Call, CallEnd, Job, PAUSE_MS_MAX};
@@ -734,6 +735,36 @@ fn no_engine_holds_up_another() {
     );
 }
 
+#[test]
+fn a_settlement_has_one_call_at_a_time() {
+    let world = World::new();
+    let alice = world.add_with_engine("alice", ENGINE);
+    world.pass(0);
+    let take = || {
+        world
+            .control()
+            .settling
+            .queue()
+            .take(world.control().settling.now().monotonic_ms)
+    };
+    let first = world.settle(&alice, 10);
+    let call_of_first = take().unwrap();
+    world.control().cancel_settlement(alice.id, first, false).unwrap();
+    let second = world.settle(&alice, 20);
+    let call_of_second = take().unwrap();
+    // Whatever becomes of the call of one that has ended is no concern of the next.
+    world.control().make_call(&*world.engines, &call_of_first);
+    world.control().retry_settlement(&alice, second, false).unwrap();
+    assert_eq!(take(), Err(None));
+    world.control().make_call(&*world.engines, &call_of_second);
+    let states = world.control().settlements(alice.id, None, 10).unwrap();
+    let states: Vec<_> = states
+        .iter()
+        .map(|one| (one.amount, one.state.as_str(), one.attempts))
+        .collect();
+    assert_eq!(states, [(20, "confirmed", 1), (10, "cancelled", 0)]);
+}
+
 fn receive(world: &World, account: &Account, key: &str, amount: &str, scale: u8) -> Result<String, ControlError> {
     let amount: BigUint = amount.parse().unwrap();
     let answer = format!("{amount}@{scale}");
@@ -864,6 +895,38 @@ fn an_account_does_not_collect_engines_without_end() {
     world.pass(1);
     assert!(world.engines.knows(ENGINE, Uuid::from_bytes(alice.uuid)));
     assert_eq!(world.node.book.read_back().engine_tasks, []);
+}
+
+/// An engine that hears of an error may bring the money again under another key.
+#[test]
+fn what_was_credited_is_said_again_whatever_has_become_of_the_node() {
+    let world = World::new();
+    let alice = world.add_with_engine("alice", ENGINE);
+    let known = Ok("201 150@3".to_owned());
+    assert_eq!(receive(&world, &alice, "a", "150", 3), known);
+    let no_engine = AccountEdit {
+        settlement_engine_url: Edit::Clear,
+        ..AccountEdit::default()
+    };
+    world.control().update_account("alice", no_engine).unwrap();
+    assert_eq!(receive(&world, &alice, "a", "150", 3), known);
+    assert_eq!(
+        receive(&world, &alice, "b", "150", 3),
+        Err(ControlError::NoAccountToSettle)
+    );
+    world.set_engine("alice", ENGINE);
+    for readiness in [Readiness::Starting, Readiness::Stopping] {
+        world.control().set_readiness(readiness);
+        assert_eq!(receive(&world, &alice, "a", "150", 3), known, "{readiness:?}");
+        assert!(
+            matches!(
+                receive(&world, &alice, "b", "150", 3),
+                Err(ControlError::NotReady { .. })
+            ),
+            "{readiness:?}"
+        );
+    }
+    assert_eq!(world.balance(&alice), 15);
 }
 
 #[test]
