@@ -24,8 +24,8 @@ use clearway::pipeline::forward::Windows;
 use clearway::pipeline::rates::Decimal;
 use clearway::shard::clock::Clock;
 use clearway::shard::control::{
-    Change, NeighbourEvent, NeighbourEvents, PeerAnswer, PeerRequest, PeerService, Port, SettleNow, Shards,
-    neighbour_events,
+    Change, NeighbourEvent, NeighbourEvents, PeerAnswer, PeerRequest, PeerService, Port, SettleNow, SettleOrder,
+    Shards, neighbour_events,
 };
 use clearway::shard::dialing::Lookup;
 use clearway::shard::handle::ShardsHandle;
@@ -728,14 +728,26 @@ fn settlements_are_made_told_of_and_ended() {
             ..Settlement::default()
         },
     );
-    assert_eq!(hub.handle.settle_now(without_rule), SettleNow::NoRule);
-    assert_eq!(hub.handle.settle_now(without_engine), SettleNow::NoEngine);
-    assert_eq!(hub.handle.settle_now(AccountId::new(9)), SettleNow::NotReady);
+    assert_eq!(
+        hub.handle.settle_now(without_rule, SettleOrder::Operator),
+        SettleNow::NoRule
+    );
+    assert_eq!(
+        hub.handle.settle_now(without_engine, SettleOrder::Operator),
+        SettleNow::NoEngine
+    );
+    assert_eq!(
+        hub.handle.settle_now(AccountId::new(9), SettleOrder::Operator),
+        SettleNow::NotReady
+    );
 
     // The rule of its own accord, an order when it comes; both are in the book soon.
     eventually("the rule has settled", || (state(by_rule) == (-7, 0, 7)).then_some(()));
-    assert_eq!(hub.handle.settle_now(by_rule), SettleNow::Open);
-    assert_eq!(hub.handle.settle_now(ordered), SettleNow::Made { amount: 5 });
+    assert_eq!(hub.handle.settle_now(by_rule, SettleOrder::Operator), SettleNow::Open);
+    assert_eq!(
+        hub.handle.settle_now(ordered, SettleOrder::Operator),
+        SettleNow::Made { amount: 5 }
+    );
     assert_eq!(state(ordered), (-5, 0, 5));
     for (account, booked) in [(by_rule, -7), (ordered, -5)] {
         let is_booked = || (hub.writer.booked(account) == Some(booked)).then_some(());
@@ -791,12 +803,21 @@ fn settlements_are_made_told_of_and_ended() {
     ]);
     assert_eq!(state(by_rule), (3, 3, 0), "and is not settled again for it");
     assert_eq!(state(ordered), (0, 0, 0));
-    assert_eq!(hub.handle.settle_now(ordered), SettleNow::Made { amount: 5 });
+    assert_eq!(
+        hub.handle.settle_now(ordered, SettleOrder::Operator),
+        SettleNow::Made { amount: 5 }
+    );
 
     // An engine for all in the asset.
     let assets = Arc::new(HashSet::from([AssetId::new(0)]));
     hub.handle.publish(&[Change::SettlingAssets(assets)]);
-    assert_eq!(hub.handle.settle_now(without_engine), SettleNow::Made { amount: 5 });
+    assert_eq!(
+        hub.handle.settle_now(without_engine, SettleOrder::Operator),
+        SettleNow::Made { amount: 5 }
+    );
     hub.handle.publish(&[Change::CloseAccount(by_rule)]);
-    assert_eq!(hub.handle.settle_now(by_rule), SettleNow::NotReady);
+    assert_eq!(
+        hub.handle.settle_now(by_rule, SettleOrder::Operator),
+        SettleNow::NotReady
+    );
 }

@@ -14,8 +14,8 @@ use crate::ledger::{AccountId, Standing, Transfer};
 use crate::routing::forwarding::Forwarding;
 use crate::routing::table::Step;
 use crate::shard::control::{
-    AccountState, Answered, Change, PaymentEnd, PaymentOrder, QUESTIONS_MAX, RefusedHere, SettleNow, Shards,
-    StillInFlight,
+    AccountState, Answered, Change, PaymentEnd, PaymentOrder, QUESTIONS_MAX, RefusedHere, SettleNow, SettleOrder,
+    Shards, StillInFlight,
 };
 use crate::store::tests::MemoryBook;
 use crate::store::{Applied, Book, Mutation, Reader, StoreError};
@@ -258,7 +258,7 @@ impl Shards for FakeShards {
         }
     }
 
-    fn settle_now(&self, account: AccountId) -> SettleNow {
+    fn settle_now(&self, account: AccountId, _: SettleOrder) -> SettleNow {
         match &*self.settler.lock().unwrap() {
             Some(settler) => settler(account),
             None => SettleNow::NothingOwed,

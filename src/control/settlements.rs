@@ -41,7 +41,7 @@ use crate::ledger::account::{Account, AccountId};
 use crate::ledger::settlement::{ENGINE_KEY_KEPT_MS, Settlement, SettlementState};
 use crate::pipeline::Now;
 use crate::shard::clock::Clock;
-use crate::shard::control::{Change, SettleNow};
+use crate::shard::control::{Change, SettleNow, SettleOrder};
 use crate::store::{Book, EngineTask, Mutation, StoreError};
 
 use super::engines::{Engines as EngineMap, engine_in};
@@ -269,7 +269,7 @@ impl Control {
         if let Some(reason) = self.not_ready() {
             return Err(ControlError::NotReady { reason });
         }
-        match self.shards.settle_now(account.id) {
+        match self.shards.settle_now(account.id, SettleOrder::Operator) {
             SettleNow::Made { .. } => {}
             SettleNow::NothingOwed => return Err(ControlError::NothingToSettle),
             SettleNow::NoRule => return Err(ControlError::NoSettlementRule),

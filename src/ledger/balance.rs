@@ -126,6 +126,11 @@ impl Balance {
         self.booked - self.held
     }
 
+    /// What we owe and may settle: what is neither on hold nor prepaid.
+    pub fn due(&self) -> i128 {
+        self.available() - self.prepaid
+    }
+
     /// Nothing in flight in either direction, counted in money.
     pub fn is_settled(&self) -> bool {
         self.held == 0 && self.reserved == 0
@@ -185,7 +190,7 @@ impl Balance {
     #[must_use = "what is taken off is handed over as a transfer"]
     pub fn settle(&mut self, threshold: i64, to: i64) -> Option<u64> {
         let (threshold, to) = (i128::from(threshold), i128::from(to));
-        let due = self.available() - self.prepaid;
+        let due = self.due();
         if threshold <= to || due < threshold {
             return None;
         }

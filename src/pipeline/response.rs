@@ -115,9 +115,15 @@ impl Pipeline {
             Outcome::Fulfilled => member.balance.commit_hold(hold),
             Outcome::Rejected => member.balance.release_hold(hold),
         }
-        // What was on hold, or what it has used of what was prepaid, no longer stands in the way of a settlement.
+        // What was on hold, or what it has used of what was prepaid, no longer stands in the way of a settlement. But a
+        // packet that was rejected costs its sender nothing: it makes us pay what we owe, and nothing ahead.
+        let is_cause = outcome == Outcome::Fulfilled || member.balance.due() > 0;
         if member.rule.is_some() && amount > 0 {
-            self.note_cause(from);
+            if is_cause {
+                self.note_cause(from);
+            } else {
+                self.look_soon(from);
+            }
         }
         self.accepted -= 1;
         if outcome == Outcome::Rejected {

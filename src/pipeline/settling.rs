@@ -8,6 +8,8 @@
 //! account. But a settlement needs a cause: since the last one a packet of the account has ended, or it was changed how it
 //! settles, or the node was started. Without, two peers that both pay ahead would pay back and forth for ever, because each
 //! payment leaves the other as it was; and an amount that comes back from a cancelled settlement would leave again at once.
+//! A packet that was rejected is a cause only while we owe something: it costs its sender nothing, and whoever sends many
+//! must not make peers pay ahead back and forth.
 //!
 //! Always: at most one settlement of an account is open, and what accumulates meanwhile goes with the next one; the
 //! balance of an account without a threshold or without an engine is left alone.
@@ -20,6 +22,16 @@ use crate::ledger::transfer::SETTLEMENT;
 use crate::ledger::{Account, AccountId, AssetId, Settlement, Transfer};
 
 use super::{Member, Pipeline};
+
+/// Who orders to settle now.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SettleOrder {
+    /// Where the account settles to less than zero, that is paid ahead.
+    Operator,
+    /// Nothing is paid unless something is owed. What the timer has seen in the book need not hold here: the book may have
+    /// taken a packet and what an engine brought in another order, so that more is prepaid here than there, or less.
+    Timer,
+}
 
 /// What came of an order to settle now.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -163,7 +175,7 @@ impl Pipeline {
 
     /// Settles all we owe above what the account settles to, whatever its threshold is. After [`SettleNow::Made`] the
     /// transfer must be made.
-    pub fn settle_now(&mut self, id: AccountId) -> SettleNow {
+    pub fn settle_now(&mut self, id: AccountId, by: SettleOrder) -> SettleNow {
         let Some(index) = self.member_index_of(id) else {
             return SettleNow::NotReady;
         };
@@ -180,7 +192,11 @@ impl Pipeline {
         if settling.open.contains_key(&id) {
             return SettleNow::Open;
         }
-        match member.balance.settle(to.saturating_add(1), to) {
+        let threshold = match by {
+            SettleOrder::Operator => to.saturating_add(1),
+            SettleOrder::Timer => to.max(0).saturating_add(1),
+        };
+        match member.balance.settle(threshold, to) {
             None => SettleNow::NothingOwed,
             Some(amount) => {
                 if let Some(rule) = &mut member.rule {

@@ -59,8 +59,8 @@ impl Shard {
             Cold::Resolved(resolved) => self.resolved(*resolved),
             Cold::PeerAnswer { from, id, answer } => self.peer_answered(from, id, answer.map(|answer| *answer)),
             Cold::Ask { account, packet, done } => self.ask(account, &packet, done),
-            Cold::SettleNow(account, answer) => {
-                let _ = answer.send(self.settle_now(account));
+            Cold::SettleNow(account, by, answer) => {
+                let _ = answer.send(self.settle_now(account, by));
             }
             Cold::Pay(order, done) => self.begin_payment(*order, done),
             Cold::Stop => {

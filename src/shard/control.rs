@@ -23,7 +23,7 @@ use crate::wire::timestamp::Timestamp;
 
 pub use super::neighbour_events::{NeighbourEvents, NeighbourNews, NeighbourWaker, neighbour_events};
 pub use crate::link::http::PIECE_BYTES;
-pub use crate::pipeline::settling::SettleNow;
+pub use crate::pipeline::settling::{SettleNow, SettleOrder};
 /// Which service under the `peer.` addresses is asked. A shard answers `peer.config` itself.
 pub use crate::wire::peer::Service as PeerService;
 
@@ -258,9 +258,9 @@ pub trait Shards: Send + Sync {
     /// If it is not a Prepare of amount 0 to an address under `peer.`.
     fn ask(&self, account: AccountId, prepare: Vec<u8>, done: Answered);
 
-    /// Settles what we owe the account above what it settles to, whatever its threshold is, if it has no settlement open. The
-    /// record of it is in the book a moment later.
-    fn settle_now(&self, account: AccountId) -> SettleNow;
+    /// Settles what we owe the account above what it settles to, whatever its threshold is, if it has no settlement open.
+    /// The record of it is in the book a moment later.
+    fn settle_now(&self, account: AccountId, by: SettleOrder) -> SettleNow;
 
     /// Waits until a BTP connection of the account is up; false if it is not by then.
     fn wait_for_btp(&self, id: AccountId, at_most: Duration) -> bool;

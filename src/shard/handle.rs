@@ -11,7 +11,8 @@ use crate::pipeline::stats::Stats;
 use crate::wire::packet::Prepare;
 
 use super::control::{
-    AccountState, Answered, Change, PaymentEnd, PaymentOrder, QUESTIONS_MAX, SettleNow, Shards, StillInFlight,
+    AccountState, Answered, Change, PaymentEnd, PaymentOrder, QUESTIONS_MAX, SettleNow, SettleOrder, Shards,
+    StillInFlight,
 };
 use super::mesh::{Cold, Mailbox, Message};
 
@@ -151,10 +152,10 @@ impl Shards for ShardsHandle {
         self.mailboxes[owner].send(Message::Cold(Cold::Ask { account, packet, done }));
     }
 
-    fn settle_now(&self, account: AccountId) -> SettleNow {
+    fn settle_now(&self, account: AccountId, by: SettleOrder) -> SettleNow {
         let owner = account.index() % self.mailboxes.len();
         let (sender, answer) = bounded(1);
-        self.mailboxes[owner].send(Message::Cold(Cold::SettleNow(account, sender)));
+        self.mailboxes[owner].send(Message::Cold(Cold::SettleNow(account, by, sender)));
         // An error: the shard has ended, and with it the node.
         answer.recv().unwrap_or(SettleNow::NotReady)
     }

@@ -23,7 +23,7 @@ use crate::pipeline::response::Outcome;
 use crate::pipeline::stats::Stats;
 
 use super::control::{
-    AccountState, Answered, ApiResponse, Change, Notice, PaymentOrder, PeerAnswer, Piece, SettleNow, Topic,
+    AccountState, Answered, ApiResponse, Change, Notice, PaymentOrder, PeerAnswer, Piece, SettleNow, SettleOrder, Topic,
 };
 use super::handover::Handover;
 
@@ -127,7 +127,7 @@ pub enum Cold {
         done: Answered,
     },
     /// Settle this account, if it is to be settled.
-    SettleNow(AccountId, Sender<SettleNow>),
+    SettleNow(AccountId, SettleOrder, Sender<SettleNow>),
     /// Make this payment.
     Pay(Box<PaymentOrder>, super::payments::Done),
     /// Take no new connections and no new Prepares.

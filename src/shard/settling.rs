@@ -8,7 +8,7 @@ use crate::pipeline::in_flight::IN_FLIGHT_MAX;
 use crate::pipeline::settling::transfer_of;
 
 use super::Shard;
-use super::control::SettleNow;
+use super::control::{SettleNow, SettleOrder};
 
 /// Accounts looked at in one turn besides those of packets that were just fulfilled: after a start, or when an asset has got
 /// an engine, all are to be looked at, and most are in no cache.
@@ -41,11 +41,11 @@ impl Shard {
         }
     }
 
-    pub(super) fn settle_now(&mut self, account: AccountId) -> SettleNow {
+    pub(super) fn settle_now(&mut self, account: AccountId, by: SettleOrder) -> SettleNow {
         if !self.has_room() {
             return SettleNow::NotReady;
         }
-        let made = self.pipeline.settle_now(account);
+        let made = self.pipeline.settle_now(account, by);
         if let SettleNow::Made { amount } = made {
             self.transfers.push(transfer_of(account, amount));
             self.commit.add(self.turn_us);

@@ -50,6 +50,34 @@ redis.defineCommand('move', {
     return #amounts`
 })
 
+// The same on a ledger that knows no fractions of some unit: the first amounts of the queue become one transfer of whole
+// units, and what they leave stays in the queue, if nobody has moved them meanwhile.
+redis.defineCommand('moveWhole', {
+  numberOfKeys: 0,
+  lua: `local database, queue, from, to, receiver, id, amount, rest = unpack(ARGV)
+    redis.call('SELECT', database)
+    local found = redis.call('LRANGE', queue, 0, #ARGV - 9)
+    for at = 9, #ARGV do
+      if found[at - 8] ~= ARGV[at] then return 0 end
+    end
+    redis.call('LTRIM', queue, #ARGV - 8, -1)
+    if rest ~= '0' then redis.call('LPUSH', queue, rest) end
+    redis.call('SELECT', '0')
+    local transfer = cjson.encode({ id = id, from = from, to = to, amount = amount })
+    redis.call('RPUSH', 'ledger', transfer)
+    redis.call('HSET', 'unannounced:' .. receiver, id, transfer)
+    return 1`
+})
+
+// A transfer that no settlement has asked for.
+redis.defineCommand('give', {
+  numberOfKeys: 0,
+  lua: `local receiver, id, transfer = unpack(ARGV)
+    redis.call('SELECT', '0')
+    redis.call('RPUSH', 'ledger', transfer)
+    redis.call('HSET', 'unannounced:' .. receiver, id, transfer)`
+})
+
 // All that there is to see, at one instant: what is moved between two looks would be seen twice, or not at all.
 redis.defineCommand('look', {
   numberOfKeys: 0,
@@ -68,6 +96,8 @@ redis.defineCommand('look', {
 
 // What the test has stopped.
 const paused = { settling: false, announcing: false }
+// The smallest unit of the ledger is 10^-ledgerScale; null: there is none.
+let ledgerScale = null
 // What is wrong with the engine's API, if anything: kind, only, ms, status, times.
 let fault = null
 let requests = 0
@@ -163,8 +193,18 @@ const engine = {
     const to = await addressOfPeer(account)
     const [receiver] = to.split('/')
     if (paused.settling) return new BigNumber(0)
-    await redis.move(database, queueOf(account), `${name}/${account}`, to, receiver, crypto.randomUUID())
-    return amount
+    const from = `${name}/${account}`
+    if (ledgerScale === null) {
+      await redis.move(database, queueOf(account), from, to, receiver, crypto.randomUUID())
+      return amount
+    }
+    const queued = await redis.lrange(queueOf(account), 0, -1)
+    const sum = BigNumber.sum(0, ...queued)
+    const whole = sum.decimalPlaces(ledgerScale, BigNumber.ROUND_DOWN)
+    if (whole.isZero()) return whole
+    const [settled, rest] = [whole.toFixed(), sum.minus(whole).toFixed()]
+    await redis.moveWhole(database, queueOf(account), from, to, receiver, crypto.randomUUID(), settled, rest, ...queued)
+    return BigNumber.min(whole, amount)
   },
   async handleMessage (account, message) {
     return message.ask === 'address' ? { address: `${name}/${account}` } : { [name]: message }
@@ -233,6 +273,21 @@ const commands = {
   async pause (_, { what, paused: is }) {
     paused[what] = is
     return {}
+  },
+  async ledger_scale (_, { scale }) {
+    ledgerScale = scale
+    return {}
+  },
+  // Pays the peer of an account without its connector.
+  async give (_, { account, amount }) {
+    const to = await addressOfPeer(account)
+    const id = crypto.randomUUID()
+    await redis.give(to.split('/')[0], id, JSON.stringify({ id, from: `${name}/${account}`, to, amount }))
+    return {}
+  },
+  // Those that it knows, by the framework's own list.
+  async accounts () {
+    return { accounts: await redis.smembers('accounts') }
   },
   // The whole ledger, and what of this engine has not come that far or not been announced.
   async ledger (_, { scale }) {

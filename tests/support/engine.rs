@@ -105,7 +105,7 @@ pub struct LedgerTransfer {
 }
 
 /// The whole ledger, and how far one engine has come.
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct LedgerView {
     pub transfers: Vec<LedgerTransfer>,
     /// What this engine has accepted and not moved yet.
@@ -235,6 +235,27 @@ impl Engine {
     /// What arrives is not told to its connector, until told otherwise or started again.
     pub fn pause_announcing(&mut self, paused: bool) {
         self.ask(json!({"command": "pause", "what": "announcing", "paused": paused}));
+    }
+
+    /// The ledger takes no fraction of 10^-`scale`, as far as this engine pays: what is finer stays in its queue and goes
+    /// with what comes next. Until started again.
+    pub fn set_ledger_scale(&mut self, scale: u8) {
+        self.ask(json!({"command": "ledger_scale", "scale": scale}));
+    }
+
+    /// Pays the peer of an account so many units of 10^-9 that its connector has not asked for.
+    pub fn give(&mut self, account: &str, nanos: u64) {
+        let amount = format!("{}.{:09}", nanos / 1_000_000_000, nanos % 1_000_000_000);
+        self.ask(json!({"command": "give", "account": account, "amount": amount}));
+    }
+
+    /// The accounts that it knows.
+    pub fn accounts(&mut self) -> BTreeSet<String> {
+        let answer = self.ask(json!({"command": "accounts"}));
+        let accounts = answer["accounts"].as_array().expect("an array").iter();
+        accounts
+            .map(|account| account.as_str().expect("text").to_owned())
+            .collect()
     }
 
     /// Every amount in units of 10^-`scale`.

@@ -21,7 +21,10 @@ pub fn scripts() -> &'static Path {
         std::fs::create_dir_all(&folder).expect("the target folder is writable");
         let copy = |from: &str, name: &str| {
             let bytes = std::fs::read(source.join(from).join(name)).expect("part of the project");
-            std::fs::write(folder.join(name), &bytes).expect("the target folder is writable");
+            // Whole or not at all: scripts of another test process may start from there just now.
+            let new = folder.join(format!("{name}.{}", std::process::id()));
+            std::fs::write(&new, &bytes).expect("the target folder is writable");
+            std::fs::rename(&new, folder.join(name)).expect("the target folder is writable");
             bytes
         };
         copy("tests/js", "package.json");

@@ -15,7 +15,7 @@ use crossbeam::channel::{Receiver, RecvTimeoutError};
 
 use crate::ledger::account::AccountId;
 use crate::ledger::settlement::Settlement;
-use crate::shard::control::SettleNow;
+use crate::shard::control::{SettleNow, SettleOrder};
 use crate::store::Mutation;
 
 use super::super::Control;
@@ -89,7 +89,7 @@ impl Timers {
                 continue;
             }
             self.since_ms.remove(&account);
-            if let SettleNow::Made { amount } = control.shards.settle_now(account) {
+            if let SettleNow::Made { amount } = control.shards.settle_now(account, SettleOrder::Timer) {
                 tracing::info!(target: "settlements", account = account.get(), amount, "settled by time");
             }
         }

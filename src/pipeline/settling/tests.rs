@@ -256,8 +256,12 @@ fn check(script: &str) {
             "received" => node.settlement_received(number(1)),
             "close" => node.pipeline.set_closing(PEER, true),
             "reopen" => node.pipeline.set_closing(PEER, false),
-            "now" => {
-                let made = node.pipeline.settle_now(PEER);
+            "now" | "timer" => {
+                let by = match words[0] {
+                    "now" => SettleOrder::Operator,
+                    _ => SettleOrder::Timer,
+                };
+                let made = node.pipeline.settle_now(PEER, by);
                 if let SettleNow::Made { amount } = made {
                     node.book(Some(transfer_of(PEER, amount)));
                 } else {
@@ -448,6 +452,39 @@ fn a_settlement_needs_a_cause() {
     );
 }
 
+/// A packet that is rejected costs its sender nothing: it must not make anybody pay ahead.
+#[test]
+fn a_rejected_packet_is_a_cause_only_for_what_is_owed() {
+    check(
+        "engine http://e  -> 0 0 0
+         rule 0 -100      -> settles 100 -100 0 100
+         received 100     -> 0 0 100
+         confirmed        -> 0 0 0
+         hold 5           -> 0 0 0
+         reject           -> 0 0 0
+         refused 5        -> 0 0 0
+         hold 5           -> 0 0 0
+         fulfill          -> -5 0 0
+         in 5             -> settles 100 -100 0 100",
+    );
+    // What was on hold stood in the way of what had its cause before.
+    check(
+        "hold 10          -> 0 0 0
+         rule -5 -10      -> 0 0 0
+         engine http://e  -> 0 0 0
+         reject           -> settles 10 -10 0 10",
+    );
+    // What was on hold when the rest was settled.
+    check(
+        "engine http://e  -> 0 0 0
+         rule 10 0        -> 0 0 0
+         hold 10          -> 0 0 0
+         in 20            -> settles 10 10 0 10
+         confirmed        -> 10 0 0
+         reject           -> settles 10 0 0 10",
+    );
+}
+
 #[test]
 fn a_restart_knows_what_is_open() {
     check(
@@ -491,8 +528,14 @@ fn an_account_that_is_being_deleted_is_not_settled() {
     node.settlement_ended(0);
     node.pipeline.set_closing(PEER, true);
     node.pipeline.remove_account(PEER);
-    assert_eq!(node.pipeline.settle_now(PEER), SettleNow::NotReady);
-    assert_eq!(node.pipeline.settle_now(AccountId::new(7)), SettleNow::NotReady);
+    assert_eq!(
+        node.pipeline.settle_now(PEER, SettleOrder::Operator),
+        SettleNow::NotReady
+    );
+    assert_eq!(
+        node.pipeline.settle_now(AccountId::new(7), SettleOrder::Operator),
+        SettleNow::NotReady
+    );
     // What others were about to say of it changes nothing.
     node.pipeline.settlement_ended(PEER, 5);
     node.pipeline.settlement_received(PEER, 5);
@@ -518,6 +561,21 @@ fn an_order_settles_below_the_threshold() {
          now              -> NothingOwed 9 4 0
          rule - 9223372036854775807 -> 9 4 0
          now              -> NothingOwed 9 4 0",
+    );
+    // The timer pays ahead only with what is owed.
+    check(
+        "engine http://e  -> 0 0 0
+         rule 10 -100     -> 0 0 0
+         timer            -> NothingOwed 0 0 0
+         received 3       -> 3 3 0
+         timer            -> NothingOwed 3 3 0
+         in 1             -> 4 3 0
+         timer            -> settles 101 -97 3 101
+         confirmed        -> -97 3 0
+         now              -> NothingOwed -97 3 0
+         in 1             -> -96 3 0
+         timer            -> NothingOwed -96 3 0
+         now              -> settles 1 -97 3 1",
     );
 }
 
@@ -756,6 +814,25 @@ fn two_nodes_settle_a_finite_number_of_times_and_stop() {
             }
             // One each for what came in while another was open.
             assert!(pair.settled() - during <= 2, "{at}: {} more", pair.settled() - during);
+            // Packets that are rejected move nothing, and neither do they make anybody settle.
+            let before = pair.settled();
+            for by in [0, 1].repeat(20) {
+                let here = pair.nodes[by].prepare(CUSTOMER, 1).expect("nothing is limited");
+                let there = pair.nodes[1 - by].prepare(PEER, 1).expect("nothing is limited");
+                for (node, sent) in [(1 - by, there), (by, here)] {
+                    let origin = pair.nodes[node].rejected(sent);
+                    pair.nodes[node].finish(origin, Outcome::Rejected);
+                    pair.nodes[node].settle_due();
+                }
+                while !pair.is_quiet() {
+                    pair.engines(false);
+                }
+            }
+            assert!(
+                may_cancel || pair.settled() == before,
+                "{at}: {} more",
+                pair.settled() - before
+            );
             // A cause each: the two ends of a packet, and the start of each node.
             assert!(pair.settled() <= 2 * pair.ended + 2, "{at}: {}", pair.settled());
             assert!(pair.ended > 100, "{at}: {}", pair.ended);
