@@ -172,6 +172,32 @@ fn an_engine_that_fails_is_asked_until_it_answers() {
     }
 }
 
+/// By the name that the operator knows, and not by a number that nothing else shows.
+#[test]
+fn the_log_names_the_account_of_a_settlement() {
+    let world = World::start(&[]);
+    let uuid = world.uuid();
+    eventually("the engine knows bob", || {
+        world.engine.accounts().contains(&uuid).then_some(())
+    });
+    let expect_line = |level: &str, what: &str| {
+        let begin = format!("{level} settlements: {what}");
+        eventually(&format!("a line that names bob: {begin}"), || {
+            let lines = world.node.log_lines();
+            let mut said = lines.iter().filter(|line| line.contains(&begin));
+            said.any(|line| line.contains(" account=bob ")).then_some(())
+        });
+    };
+    world.engine.break_down_for("settlements", Fault::Status(503), Some(1));
+    world.pay(100);
+    expect_line("INFO", "made ");
+    expect_line("WARN", "not acknowledged yet; it will be tried again ");
+    expect_line("INFO", "confirmed ");
+    world.engine.break_down_for("settlements", Fault::Status(400), Some(1));
+    world.pay(90);
+    expect_line("ERROR", "the engine refuses a settlement");
+}
+
 #[test]
 fn a_settlement_survives_the_death_of_the_node() {
     let mut world = World::start(&[]);

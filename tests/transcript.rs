@@ -12,8 +12,8 @@
 //! # How it is run
 //! One bash and one node per document, the node on a fresh data folder, which is `data` in the folder where bash begins.
 //! The node's two ports are free ones: where a command has `127.0.0.1:7770` it gets the real one, and what is shown is
-//! put back; so are the port 7780 of the walk-through's own endpoint and the folder `/backup/`. Settings from the environment tell `clearway` and
-//! its commands the same. curl shows no progress, as on a terminal, and is counted: it must have been called as often as
+//! put back; so are the ports of what a document starts itself (7780 and 7781, 3001 and 3002) and the folder `/backup/`.
+//! Settings from the environment tell `clearway` and its commands the same. curl shows no progress, as on a terminal, and is counted: it must have been called as often as
 //! the document shows it. Each command has no input and a time limit; what a command in the background shows is waited
 //! for.
 
@@ -29,10 +29,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use support::node::listening_on;
-use support::{PATIENCE, free_port, javascript, within};
+use support::{free_port, javascript, within};
 
 /// Commands that are not run: document, command, reason.
-const NOT_RUN: [(&str, &str, &str); 2] = [
+const NOT_RUN: [(&str, &str, &str); 3] = [
     (
         "README.md",
         "make run",
@@ -43,9 +43,11 @@ const NOT_RUN: [(&str, &str, &str); 2] = [
         "npm install",
         "the packages are there: the pinned ones of tests/javascript.rs",
     ),
+    ("docs/settlement.md", "(cd docs/walkthrough; npm install)", "as above"),
 ];
 
-/// The longest time for one command. The slowest calls that a document may show wait two seconds for a peer.
+/// The longest time for one command, and for what it leaves in the background to show what is expected. The slowest is an
+/// engine that was away for some seconds: it may be called again only after about as long.
 const COMMAND_LIMIT: Duration = Duration::from_secs(20);
 /// A start may have to wait for the disk while other tests run.
 const START_LIMIT: Duration = Duration::from_secs(30);
@@ -181,7 +183,7 @@ struct Session {
     stdin: ChildStdin,
     output: Receiver<String>,
     /// What the document says, and what is meant.
-    places: [(&'static str, String); 4],
+    places: [(&'static str, String); 7],
     /// Something of an earlier command may still run, and show more.
     has_background: bool,
 }
@@ -193,7 +195,8 @@ impl Session {
         // Left by a process of the same number that was killed.
         let _ = fs::remove_dir_all(&folder);
         fs::create_dir_all(folder.join("docs")).expect("the target folder is writable");
-        std::os::unix::fs::symlink(javascript::scripts(), folder.join("docs/walkthrough")).expect("a fresh folder");
+        let scripts = javascript::scripts().join(javascript::WALKTHROUGH);
+        std::os::unix::fs::symlink(&scripts, folder.join("docs/walkthrough")).expect("a fresh folder");
 
         let log = folder.join("node.log");
         let log_file = File::create(&log).expect("a fresh folder");
@@ -236,6 +239,9 @@ impl Session {
                 ("127.0.0.1:7770", listening.to_string()),
                 ("127.0.0.1:7771", format!("127.0.0.1:{settlement_port}")),
                 ("7780", free_port().to_string()),
+                ("7781", free_port().to_string()),
+                ("3001", free_port().to_string()),
+                ("3002", free_port().to_string()),
                 ("/backup/", backup),
             ],
             has_background: false,
@@ -244,10 +250,8 @@ impl Session {
 
     /// Runs one command; says what is wrong with what it shows, or gives up on the session.
     fn run(&mut self, step: &Step) -> Result<Option<String>, String> {
-        let meant = self
-            .places
-            .iter()
-            .fold(step.command.clone(), |text, (said, meant)| text.replace(said, meant));
+        let places = self.places.iter().map(|(said, meant)| (*said, meant.as_str()));
+        let meant = replaced(&step.command, places);
         let quoted = meant.replace('\'', r"'\''");
         // Evaluated here, not in a bash of its own, so that variables and folders stay; and complete, whatever it is.
         let line = format!("eval '{quoted}' < /dev/null\nprintf '\\n%s %s\\n' '{END}' $?\n");
@@ -272,10 +276,10 @@ impl Session {
                         None if status == 0 => None,
                         None => Some(format!("status {status}\n{shown}")),
                     };
-                    if wrong.is_none() || !self.has_background || begun.elapsed() > PATIENCE {
+                    if wrong.is_none() || !self.has_background || begun.elapsed() > COMMAND_LIMIT {
                         return Ok(wrong);
                     }
-                    PATIENCE
+                    COMMAND_LIMIT
                 }
             };
             match self.output.recv_timeout(limit.saturating_sub(begun.elapsed())) {
@@ -291,10 +295,8 @@ impl Session {
 
     /// With the ports that the document knows.
     fn as_said(&self, text: &str) -> String {
-        let text = text.replace('\r', "");
-        self.places
-            .iter()
-            .fold(text, |text, (said, meant)| text.replace(meant, said))
+        let places = self.places.iter().map(|(said, meant)| (meant.as_str(), *said));
+        replaced(&text.replace('\r', ""), places)
     }
 
     fn curls(&self) -> usize {
@@ -351,6 +353,19 @@ fn send_output(mut output: impl Read, sender: &std::sync::mpsc::Sender<String>) 
             return;
         }
     }
+}
+
+/// Puts other texts in the place of some, all at once: a port that was put in may contain the digits of another.
+fn replaced<'a>(text: &str, places: impl Iterator<Item = (&'a str, &'a str)> + Clone) -> String {
+    let mut done = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(letter) = rest.chars().next() {
+        let place = places.clone().find(|(from, _)| rest.starts_with(from));
+        let (len, put) = place.map_or((letter.len_utf8(), None), |(from, to)| (from.len(), Some(to)));
+        done += put.unwrap_or(&rest[..len]);
+        rest = &rest[len..];
+    }
+    done
 }
 
 /// Takes the line that ends a command out of what is shown, and the line break before it, which is ours if there was one
@@ -543,6 +558,19 @@ fn blocks_are_read() {
         curls("curl, curl and `curl -s x`\ncurl $N/; curl http://a | curl \"$N\""),
         4
     );
+}
+
+#[test]
+fn places_are_replaced_at_once() {
+    let places = [
+        ("127.0.0.1:7770", "127.0.0.1:23001"),
+        ("3001", "27780"),
+        ("7780", "21111"),
+    ];
+    let there = replaced("é 127.0.0.1:7770 3001, 7780", places.into_iter());
+    assert_eq!(there, "é 127.0.0.1:23001 27780, 21111");
+    let back = replaced(&there, places.map(|(said, meant)| (meant, said)).into_iter());
+    assert_eq!(back, "é 127.0.0.1:7770 3001, 7780");
 }
 
 #[test]

@@ -534,14 +534,21 @@ impl Control {
         self.announce_all(&engines, None);
     }
 
+    /// What a log line calls the account: its name, or its number if it is no more.
+    fn name_of(&self, account: AccountId) -> String {
+        let state = self.read();
+        let found = state.directory.get(account);
+        found.map_or_else(|| account.to_string(), |account| account.username.to_string())
+    }
+
     /// Takes over a settlement that has just become durable.
     fn settlement_made(&self, settlement: Settlement) {
         let account = self.read().directory.get(settlement.account).cloned();
         let engine = account.and_then(|account| self.engine_of(&account));
         tracing::info!(
             target: "settlements",
-            settlement = %Uuid::from_bytes(settlement.id), account = settlement.account.get(), amount = settlement.amount,
-            "made"
+            settlement = %Uuid::from_bytes(settlement.id), account = %self.name_of(settlement.account),
+            amount = settlement.amount, "made"
         );
         self.settling.change(|queue, now| queue.add(now, settlement, engine));
     }

@@ -12,14 +12,18 @@ use serde_json::{Value, json};
 /// Node.js takes its time to start on a busy machine.
 pub const SCRIPT_LIMIT: Duration = Duration::from_secs(30);
 
+/// The folder in [`scripts`] with those of docs/walkthrough. They find the packages above it.
+pub const WALKTHROUGH: &str = "walkthrough";
+
 /// A copy of the scripts with their packages, below the target folder; made once.
 pub fn scripts() -> &'static Path {
     static SCRIPTS: OnceLock<PathBuf> = OnceLock::new();
     SCRIPTS.get_or_init(|| {
         let source = Path::new(env!("CARGO_MANIFEST_DIR"));
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("javascript");
-        std::fs::create_dir_all(&folder).expect("the target folder is writable");
-        let copy = |from: &str, name: &str| {
+        let walkthrough = folder.join(WALKTHROUGH);
+        std::fs::create_dir_all(&walkthrough).expect("the target folder is writable");
+        let copy_to = |folder: &Path, from: &str, name: &str| {
             let bytes = std::fs::read(source.join(from).join(name)).expect("part of the project");
             // Whole or not at all: scripts of another test process may start from there just now.
             let new = folder.join(format!("{name}.{}", std::process::id()));
@@ -27,13 +31,15 @@ pub fn scripts() -> &'static Path {
             std::fs::rename(&new, folder.join(name)).expect("the target folder is writable");
             bytes
         };
+        let copy = |from, name| copy_to(&folder, from, name);
         copy("tests/js", "package.json");
         copy("tests/js", ".npmrc");
         copy("tests/js", "peer.js");
         copy("tests/js", "stream.js");
         copy("tests/js", "engine.js");
-        copy("docs/walkthrough", "send.js");
-        copy("docs/walkthrough", "receive.js");
+        for name in ["send.js", "receive.js", "engine.js"] {
+            copy_to(&walkthrough, "docs/walkthrough", name);
+        }
         let lock = copy("tests/js", "package-lock.json");
         // Written last, so it is there only when all packages are.
         let installed = folder.join("node_modules/installed-from.json");

@@ -102,7 +102,8 @@ impl Control {
         ));
         tracing::error!(
             target: "settlements",
-            settlement = %Uuid::from_bytes(after.id), account = after.account.get(), amount = after.amount, engine = %job.engine,
+            settlement = %Uuid::from_bytes(after.id), account = %self.name_of(after.account), amount = after.amount,
+            engine = %job.engine,
             "{KEY_FORGOTTEN}: the settlement waits for the operator to confirm, to retry or to cancel it"
         );
         self.conclude(job, CallEnd::NotMade, after);
@@ -111,7 +112,7 @@ impl Control {
     /// What is known after a try. What an earlier try may have done, none that never arrived or was refused can undo.
     fn after_try(&self, before: &Settlement, sent: Settlement, answer: EngineAnswer) -> (CallEnd, Settlement) {
         let mut after = sent;
-        let (id, attempts) = (Uuid::from_bytes(after.id), after.attempts);
+        let id = Uuid::from_bytes(after.id);
         match answer {
             EngineAnswer::Accepted(_) => {
                 after.state = SettlementState::Confirmed;
@@ -125,18 +126,18 @@ impl Control {
                 after.set_last_error(&format!("the engine answered {status}: {detail}"));
                 tracing::error!(
                     target: "settlements",
-                    settlement = %id, account = after.account.get(), amount = after.amount, status, detail,
+                    settlement = %id, account = %self.name_of(after.account), amount = after.amount, status, detail,
                     "the engine refuses a settlement: it waits for the operator to retry or to cancel it"
                 );
                 (CallEnd::Answered, after)
             }
             EngineAnswer::Unknown { error } => {
-                warn_sometimes(attempts, id, &error);
+                self.warn_sometimes(&after, &error);
                 after.set_last_error(&error);
                 (CallEnd::Failed, after)
             }
             EngineAnswer::NotSent { error } => {
-                warn_sometimes(attempts, id, &error);
+                self.warn_sometimes(&after, &error);
                 if before.sent_to.is_none() {
                     (after.state, after.sent_to) = (SettlementState::Pending, None);
                 }
@@ -164,7 +165,8 @@ impl Control {
         });
         match applied {
             Ok(_) if is_confirmed => {
-                tracing::info!(target: "settlements", settlement = %id, attempts = after.attempts, "confirmed");
+                let (account, attempts) = (self.name_of(after.account), after.attempts);
+                tracing::info!(target: "settlements", settlement = %id, %account, attempts, "confirmed");
                 let ended = Change::SettlementEnded {
                     account: after.account,
                     returned: 0,
@@ -174,7 +176,7 @@ impl Control {
             }
             Ok(_) => {}
             Err(StoreError::SettlementNotOpen { .. }) if is_confirmed && self.was_cancelled(&after) => tracing::error!(
-                target: "settlements", settlement = %id, account = after.account.get(), amount = after.amount,
+                target: "settlements", settlement = %id, account = %self.name_of(after.account), amount = after.amount,
                 "an engine has accepted a settlement that the operator has cancelled by force: it is paid, and was returned"
             ),
             Err(StoreError::SettlementNotOpen { .. }) => {}
@@ -272,11 +274,16 @@ impl Control {
             tracing::warn!(target: "settlements", %engine, account = %uuid, ?task, attempts, error, "an engine does not take an account");
         }
     }
-}
 
-/// With the second, fourth, eighth try and so on: who waits for an hour need not say so 3,600 times.
-fn warn_sometimes(attempts: u32, id: Uuid, error: &str) {
-    if attempts.is_power_of_two() {
-        tracing::warn!(target: "settlements", settlement = %id, attempts, error, "not acknowledged yet; it will be tried again");
+    /// With the first, second, fourth, eighth try and so on: who waits for an hour need not say so 3,600 times.
+    fn warn_sometimes(&self, tried: &Settlement, error: &str) {
+        let attempts = tried.attempts;
+        if attempts.is_power_of_two() {
+            tracing::warn!(
+                target: "settlements",
+                settlement = %Uuid::from_bytes(tried.id), account = %self.name_of(tried.account), attempts, error,
+                "not acknowledged yet; it will be tried again"
+            );
+        }
     }
 }

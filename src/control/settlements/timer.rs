@@ -90,7 +90,7 @@ impl Timers {
             }
             self.since_ms.remove(&account);
             if let SettleNow::Made { amount } = control.shards.settle_now(account, SettleOrder::Timer) {
-                tracing::info!(target: "settlements", account = account.get(), amount, "settled by time");
+                tracing::info!(target: "settlements", account = %control.name_of(account), amount, "settled by time");
             }
         }
     }
