@@ -3,7 +3,7 @@
 #   make run                  a node on its defaults: store in ./data, API on 127.0.0.1:7770   (ARGS="--shards 1")
 #   make test                 every test: Rust, whole connector, JavaScript peers
 #   make bench                bundled benches and the load test, as one table                   (QUICK=1: a minute)
-#   make crash ROUNDS=200     more rounds of the crash test
+#   make crash ROUNDS=200     more rounds of the crash tests: packets, and a tenth as many of each kill of settlement
 #   make fuzz SECONDS=60      every parser under a fuzzer, so long each
 #   make lint                 formatting and clippy
 
@@ -71,6 +71,7 @@ bench: needs-bench
 
 crash: needs-build
 	CRASH_ROUNDS=$(ROUNDS) cargo test $(PROFILE) --test crash -- --nocapture
+	CRASH_ROUNDS=$$(($(ROUNDS) / 10 + 1)) cargo test $(PROFILE) --test settlement_crash -- --nocapture
 
 fuzz: needs-build
 	fuzz/run $(SECONDS)

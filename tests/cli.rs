@@ -928,7 +928,7 @@ fn payments() {
 
 #[test]
 fn settlements() {
-    let open = r#"{"id":"5f0c7a52-0000-4000-8000-2b6c1d9e8f10","state":"sent","amount":18446744073709551615,"scale":9,"attempts":3,"engine":"http://e/","created_at":"2026-01-05T10:11:12.131Z","last_attempt_at":"2026-01-05T10:11:19.131Z","ended_at":null,"last_error":"no answer"}"#;
+    let open = r#"{"id":"5f0c7a52-0000-4000-8000-2b6c1d9e8f10","state":"sent","amount":18446744073709551615,"scale":9,"attempts":3,"engine":"http://e/","created_at":"2026-01-05T10:11:12.131Z","last_attempt_at":"2026-01-05T10:11:19.131Z","next_attempt_at":"2026-01-05T10:11:23.131Z","ended_at":null,"last_error":"no answer"}"#;
     let shown = "id               5f0c7a52-0000-4000-8000-2b6c1d9e8f10\n\
                  state            sent\n\
                  amount           18446744073709551615\n\
@@ -937,6 +937,7 @@ fn settlements() {
                  engine           http://e/\n\
                  created at       2026-01-05T10:11:12.131Z\n\
                  last attempt at  2026-01-05T10:11:19.131Z\n\
+                 next attempt at  2026-01-05T10:11:23.131Z\n\
                  ended at         -\n\
                  last error       no answer\n";
     for (line, asked) in [
@@ -976,8 +977,8 @@ fn settlements() {
         let user = User::of(stage.address);
         assert_eq!(
             user.run(line).done(),
-            "ID                                    STATE  AMOUNT                SCALE  ATTEMPTS  CREATED AT                LAST ERROR\n\
-             5f0c7a52-0000-4000-8000-2b6c1d9e8f10  sent   18446744073709551615  9      3         2026-01-05T10:11:12.131Z  no answer\n"
+            "ID                                    STATE  AMOUNT                SCALE  ATTEMPTS  CREATED AT                NEXT ATTEMPT AT           LAST ERROR\n\
+             5f0c7a52-0000-4000-8000-2b6c1d9e8f10  sent   18446744073709551615  9      3         2026-01-05T10:11:12.131Z  2026-01-05T10:11:23.131Z  no answer\n"
         );
         assert_eq!(stage.asked().line, asked);
         assert_eq!(user.run(&format!("{line} --json")).done(), format!("{list}\n"));
@@ -1023,7 +1024,7 @@ fn settlements_are_made_and_cancelled() {
     admin.run(&format!("engines set ABC={engine}")).done();
     assert_eq!(
         admin.run("settlements list alice").done(),
-        "ID  STATE  AMOUNT  SCALE  ATTEMPTS  CREATED AT  LAST ERROR\n"
+        "ID  STATE  AMOUNT  SCALE  ATTEMPTS  CREATED AT  NEXT ATTEMPT AT  LAST ERROR\n"
     );
     let made = admin.run("settlements now alice --json").json();
     let id = made["id"].as_str().expect("a text");

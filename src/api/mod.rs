@@ -122,6 +122,8 @@ enum Answer {
 struct Responder {
     respond: Option<Box<dyn FnOnce(ApiResponse) + Send>>,
     line: AccessLine,
+    /// See [`settlement_port::credits`].
+    credits: bool,
 }
 
 impl Responder {
@@ -129,6 +131,7 @@ impl Responder {
         Self {
             respond: Some(respond),
             line: AccessLine::new(request),
+            credits: settlement_port::credits(request),
         }
     }
 
@@ -136,9 +139,12 @@ impl Responder {
         self.send(response);
     }
 
-    fn send(&mut self, response: ApiResponse) {
+    fn send(&mut self, mut response: ApiResponse) {
         if let Some(respond) = self.respond.take() {
             self.line.log(response.status);
+            if self.credits {
+                settlement_port::keep_silent(&mut response);
+            }
             respond(response);
         }
     }

@@ -13,7 +13,7 @@ use crate::control::settlements::{Incoming, MESSAGE_BYTES_MAX, MessageError};
 use crate::control::{Control, ControlError};
 use crate::ledger::account::Account;
 use crate::shard::clock;
-use crate::shard::control::{ApiRequest, ApiResponse};
+use crate::shard::control::{ApiRequest, ApiResponse, Body, Port};
 
 use super::auth::Gate;
 use super::json::Json;
@@ -67,6 +67,29 @@ pub(super) fn answer(
         message(control, request, &account)
     } else {
         settle(control, request, &account).map(Answer::Now)
+    }
+}
+
+/// Whether it is about money that an engine brings.
+pub(super) fn credits(request: &ApiRequest) -> bool {
+    request.port == Port::Settlement && request.method == "POST" && is_settlement(&request.target)
+}
+
+fn is_settlement(target: &str) -> bool {
+    let path = target.split('?').next().unwrap_or_default();
+    path.strip_suffix('/').unwrap_or(path).ends_with("/settlements")
+}
+
+/// An engine that hears that something is wrong here must ask again under the same key, because an earlier request with it may
+/// have been credited (RFC 38, Retry Behavior). Engines on ilp-settlement-core 0.1.1 do so only if they hear nothing: to them
+/// 429 and 5xx mean that nothing was credited, and they bring the amount again under another key. So they hear nothing.
+pub(super) fn keep_silent(response: &mut ApiResponse) {
+    if response.status == 429 || response.status >= 500 {
+        tracing::warn!(
+            target: "settlements", status = response.status,
+            "an engine's settlement gets no answer, so that the engine asks again"
+        );
+        response.body = Body::Silence;
     }
 }
 

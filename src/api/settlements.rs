@@ -36,7 +36,7 @@ pub fn list(control: &Control, account: &Account, query: &str) -> Result<ApiResp
     let mut page = control.settlements(account.id, before, limit + 1)?;
     let has_more = page.len() > limit;
     page.truncate(limit);
-    let answers: Vec<_> = page.iter().map(SettlementAnswer::new).collect();
+    let answers: Vec<_> = page.iter().map(|one| SettlementAnswer::new(control, one)).collect();
     let mut response = json_answer(&answers);
     if let Some(last) = page.last().filter(|_| has_more) {
         let mut next = form_urlencoded::Serializer::new(String::new());
@@ -53,7 +53,7 @@ pub fn list(control: &Control, account: &Account, query: &str) -> Result<ApiResp
 pub fn settle_now(control: &Control, username: &str) -> Result<ApiResponse, Problem> {
     let account = find(control, username)?;
     let made = control.settle_now(&account)?;
-    Ok(json_answer_with_status(201, &SettlementAnswer::new(&made)))
+    Ok(json_answer_with_status(201, &SettlementAnswer::new(control, &made)))
 }
 
 /// `POST /accounts/:username/settlements/:id/cancel`
@@ -61,14 +61,14 @@ pub fn cancel(control: &Control, username: &str, id: &str, query: &str) -> Resul
     let force = read_force(query)?;
     let account = find(control, username)?;
     let cancelled = control.cancel_settlement(account.id, read_id(id)?, force)?;
-    Ok(json_answer(&SettlementAnswer::new(&cancelled)))
+    Ok(json_answer(&SettlementAnswer::new(control, &cancelled)))
 }
 
 /// `POST /accounts/:username/settlements/:id/confirm`
 pub fn confirm(control: &Control, username: &str, id: &str) -> Result<ApiResponse, Problem> {
     let account = find(control, username)?;
     let confirmed = control.confirm_settlement(account.id, read_id(id)?)?;
-    Ok(json_answer(&SettlementAnswer::new(&confirmed)))
+    Ok(json_answer(&SettlementAnswer::new(control, &confirmed)))
 }
 
 /// `POST /accounts/:username/settlements/:id/retry`
@@ -76,7 +76,7 @@ pub fn retry(control: &Control, username: &str, id: &str, query: &str) -> Result
     let force = read_force(query)?;
     let account = find(control, username)?;
     let again = control.retry_settlement(&account, read_id(id)?, force)?;
-    Ok(json_answer(&SettlementAnswer::new(&again)))
+    Ok(json_answer(&SettlementAnswer::new(control, &again)))
 }
 
 /// The word of an operator who knows that a settlement was not paid.
@@ -114,13 +114,15 @@ struct SettlementAnswer<'a> {
     engine: Option<&'a str>,
     created_at: String,
     last_attempt_at: Option<String>,
+    /// Null: it is being called for it, or the settlement waits for something else than time.
+    next_attempt_at: Option<String>,
     ended_at: Option<String>,
     /// Why the last try did not succeed.
     last_error: Option<&'a str>,
 }
 
 impl<'a> SettlementAnswer<'a> {
-    fn new(settlement: &'a Settlement) -> Self {
+    fn new(control: &Control, settlement: &'a Settlement) -> Self {
         let time = |ms: u64| Timestamp::from_millis(ms).to_rfc3339();
         Self {
             id: Uuid::from_bytes(settlement.id).to_string(),
@@ -131,6 +133,7 @@ impl<'a> SettlementAnswer<'a> {
             engine: settlement.sent_to.as_ref().map(|sent_to| &*sent_to.engine),
             created_at: time(settlement.created_ms),
             last_attempt_at: settlement.last_attempt_ms.map(time),
+            next_attempt_at: control.next_attempt(settlement).map(Timestamp::to_rfc3339),
             ended_at: settlement.ended_ms.map(time),
             last_error: settlement.last_error.as_deref(),
         }

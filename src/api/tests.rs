@@ -10,7 +10,7 @@ use crate::control::Readiness;
 use crate::control::fake::{FakeBook, FakeDirections, Node, PaymentDone, payment_end};
 use crate::ledger::account::AccountId;
 use crate::pipeline::LOCAL;
-use crate::shard::control::{AccountState, BodySource, PaymentEnd, PaymentOrder, Port, RefusedHere, Shards};
+use crate::shard::control::{AccountState, Body, BodySource, PaymentEnd, PaymentOrder, Port, RefusedHere, Shards};
 use crate::stream::ratio::Ratio;
 use crate::stream::sender::{Bounds, Failure, Quote};
 use crate::wire::base64;
@@ -1328,6 +1328,35 @@ fn the_port_of_engines_serves_no_call_of_the_other() {
     }
     assert_eq!(caller.node.book.commits(), commits);
     assert_eq!(caller.node.shards.take_published(), "");
+}
+
+/// An engine that brings money and hears of a fault here may take it as a word on the money.
+#[test]
+fn engines_hear_nothing_of_faults_when_they_bring_money() {
+    let mut caller = Caller::new();
+    let created = caller.call(
+        "POST /accounts",
+        "admin",
+        r#"{"username":"alice","asset_code":"ABC","asset_scale":9,"settlement_engine_url":"http://127.0.0.1:3001"}"#,
+    );
+    let answer: serde_json::Value = serde_json::from_str(&created.1).unwrap();
+    let id = answer["id"].as_str().unwrap();
+    let control = Arc::clone(&caller.node.control);
+    let mut bring = |path: &str, key: &str, body: &str| {
+        let mut request = caller.request(&format!("POST /accounts/{id}/{path}"), "-", body);
+        request.port = Port::Settlement;
+        request.headers.push(("idempotency-key".to_owned(), key.into()));
+        let response = caller.api.answered(&request);
+        (response.status, matches!(response.body, Body::Silence))
+    };
+    let ten = r#"{"amount":"10","scale":9}"#;
+    assert_eq!(bring("settlements", "a", ten), (201, false));
+    assert_eq!(bring("settlements", "b", "{}"), (400, false));
+    control.set_readiness(Readiness::Stopping);
+    assert_eq!(bring("settlements", "b", ten), (503, true));
+    assert_eq!(bring("settlements/?x", "b", ten), (503, true));
+    assert_eq!(bring("settlements", "a", ten), (201, false), "it was credited before");
+    assert_eq!(bring("messages", "b", "hello"), (503, false), "this is no money");
 }
 
 #[test]

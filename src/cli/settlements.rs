@@ -104,7 +104,16 @@ pub fn run(node: &NodeArgs, command: &Command) -> Result<(), CliError> {
 }
 
 fn all(settlements: Vec<Members>) -> String {
-    const COLUMNS: [&str; 7] = ["id", "state", "amount", "scale", "attempts", "created_at", "last_error"];
+    const COLUMNS: [&str; 8] = [
+        "id",
+        "state",
+        "amount",
+        "scale",
+        "attempts",
+        "created_at",
+        "next_attempt_at",
+        "last_error",
+    ];
     let header = COLUMNS.map(|name| name.replace('_', " ").to_uppercase());
     let row = |settlement: &Members| {
         let cell = |name: &str| settlement.get(name).unwrap_or_else(|| "-".to_owned());

@@ -43,6 +43,7 @@ use crate::pipeline::Now;
 use crate::shard::clock::Clock;
 use crate::shard::control::{Change, SettleNow, SettleOrder};
 use crate::store::{Book, EngineTask, Mutation, StoreError};
+use crate::wire::timestamp::Timestamp;
 
 use super::engines::{Engines as EngineMap, engine_in};
 use super::{Control, ControlError};
@@ -249,6 +250,16 @@ impl Control {
         found
             .filter(|settlement| settlement.account == account)
             .ok_or(ControlError::SettlementNotFound)
+    }
+
+    /// When the engine is called for this settlement, if that is known.
+    pub fn next_attempt(&self, settlement: &Settlement) -> Option<Timestamp> {
+        if !settlement.state.is_open() {
+            return None;
+        }
+        let at_ms = self.settling.queue().next_try_ms(settlement)?;
+        let now = self.settling.now();
+        Some(now.wall.plus_ms(at_ms.saturating_sub(now.monotonic_ms)))
     }
 
     /// How the engine that settles for the account stands to it. `None`: none does.

@@ -314,6 +314,8 @@ pub enum Body {
     Made(Box<dyn BodySource>),
     /// Nothing: the connection becomes a WebSocket, on which a subscriber is told what accounts receive.
     WebSocket(Box<Subscription>),
+    /// Not even a head: the connection is closed. For who would draw a wrong conclusion from any answer.
+    Silence,
 }
 
 impl Body {
@@ -323,7 +325,7 @@ impl Body {
         let mut source = match self {
             Self::Whole(bytes) => return bytes,
             Self::Made(source) => source,
-            Self::WebSocket(_) => return Vec::new(),
+            Self::WebSocket(_) | Self::Silence => return Vec::new(),
         };
         let mut all = Vec::new();
         loop {

@@ -351,7 +351,12 @@ impl Shard {
         let respond = Box::new(move |response| {
             mailboxes[me].send(Message::Cold(Cold::ApiResponse { reply_to, response }));
         });
+        let port = request.port;
         if self.api.try_send(Pending::Call { request, respond }).is_err() {
+            if port == Port::Settlement {
+                // As [`Body::Silence`] says.
+                return self.ring.close(socket);
+            }
             let problem = Problem::new(503, "not_ready", "too many API calls are waiting");
             self.answer_problem(reply_to, &problem.with_header("retry-after", "1"));
         }
@@ -379,6 +384,7 @@ impl Shard {
         } = response;
         let body = match body {
             Body::WebSocket(subscription) => return self.subscribe(reply_to, *subscription),
+            Body::Silence => return self.ring.close(SocketId::from_u64(reply_to.connection)),
             body => body,
         };
         let headers: Vec<(&str, &str)> = headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
@@ -393,7 +399,7 @@ impl Shard {
             }
             Body::Whole(body) => LongBody::Bytes(body),
             Body::Made(source) => LongBody::Made(source),
-            Body::WebSocket(_) => unreachable!("it was handled above"),
+            Body::WebSocket(_) | Body::Silence => unreachable!("they were handled above"),
         };
         let date = *self.http_date.at(self.now.wall);
         self.go_on_answering(reply_to, |serving, out| {

@@ -24,8 +24,11 @@ pub mod raw_websocket;
 pub mod rule;
 pub mod stream;
 
+use std::os::linux::net::SocketAddrExt;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
+
+use socket2::{Domain, Socket, Type};
 
 /// How long a test waits for something that should happen at once, on a machine that is busy with other tests.
 pub const PATIENCE: Duration = Duration::from_secs(10);
@@ -63,16 +66,43 @@ pub fn free_port() -> u16 {
     for _ in PORTS {
         let number = NEXT.fetch_add(1, Ordering::Relaxed) % count;
         let port = PORTS.start + ((offset + number) % count) as u16;
-        // Some servers listen on all addresses, of IPv6 too where there is any.
-        let free = ["127.0.0.1", "::"]
-            .iter()
-            .all(|host| match std::net::TcpListener::bind((*host, port)) {
-                Err(error) => error.kind() != std::io::ErrorKind::AddrInUse,
-                Ok(_) => true,
-            });
-        if free {
+        if reserve(port) && is_free(port) {
             return port;
         }
     }
     panic!("no port in {PORTS:?} is free");
+}
+
+/// Has the port for as long as this process lives, as far as its like are concerned: an address of Linux that is nobody's
+/// file, and goes with its process.
+fn reserve(port: u16) -> bool {
+    let name = format!("clearway-test-port-{port}");
+    let address = std::os::unix::net::SocketAddr::from_abstract_name(name).expect("a short name");
+    match std::os::unix::net::UnixListener::bind_addr(&address) {
+        Ok(reserved) => {
+            std::mem::forget(reserved);
+            true
+        }
+        Err(_) => false,
+    }
+}
+
+/// Whether nobody listens there. Looks without listening: a process that is just being started on another thread has this
+/// socket, too, for a moment, in which nobody else could listen then.
+fn is_free(port: u16) -> bool {
+    // Some servers listen on all addresses, of IPv6 too where there is any.
+    let hosts: [std::net::IpAddr; 2] = [
+        std::net::Ipv4Addr::LOCALHOST.into(),
+        std::net::Ipv6Addr::UNSPECIFIED.into(),
+    ];
+    hosts.into_iter().all(|host| {
+        let address = std::net::SocketAddr::new(host, port);
+        let bound = Socket::new(Domain::for_address(address), Type::STREAM, None).and_then(|socket| {
+            socket.set_reuse_address(true)?;
+            socket.bind(&address.into())
+        });
+        bound
+            .err()
+            .is_none_or(|error| error.kind() != std::io::ErrorKind::AddrInUse)
+    })
 }

@@ -228,6 +228,17 @@ impl Queue {
         self.open.get(&account).map(|open| &open.settlement)
     }
 
+    /// When the engine is called for this settlement, if that is known: not while it is being called, nor while it waits for
+    /// the operator, or for an engine that has acknowledged the account.
+    pub fn next_try_ms(&self, settlement: &Settlement) -> Option<u64> {
+        let open = self.open.get(&settlement.account)?;
+        let placed = open
+            .placed
+            .as_ref()
+            .filter(|_| open.settlement.number == settlement.number);
+        placed.map(|(_, at_ms)| *at_ms)
+    }
+
     /// This settlement, if it is open still. After it, another one of its account may be.
     fn open_one(&mut self, settlement: &Settlement) -> Option<&mut Open> {
         let open = self.open.get_mut(&settlement.account)?;

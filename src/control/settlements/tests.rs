@@ -308,10 +308,14 @@ fn whatever_is_wrong_for_an_hour_one_settlement_is_paid() {
             assert!((11..=16).contains(&calls), "{mode:?}, {restarts}: {calls} calls");
             assert_eq!(settlement.attempts as usize, calls);
             assert_eq!(world.balance(&alice), -90, "it does not come back by itself");
+            let next = world.control().next_attempt(&settlement).expect("it goes on");
+            let now = world.control().settling.now().wall;
+            assert!(now <= next && next <= now.plus_ms(PAUSE_MS_MAX), "{mode:?}");
             world.engines.set(ENGINE, Mode::Up);
             world.pass(PAUSE_MS_MAX + 1);
             assert_eq!(world.state(&alice, id), "confirmed", "{mode:?}");
             assert_eq!(world.engines.paid(), [90], "{mode:?}");
+            assert_eq!(world.control().next_attempt(&world.get(&alice, id)), None);
         }
     }
 }
@@ -348,6 +352,7 @@ fn what_an_engine_refuses_waits_for_the_operator() {
     assert_eq!((failed.state.as_str(), failed.sent_to.clone()), ("failed", None));
     let error = failed.last_error.as_deref().unwrap();
     assert!(error.contains("409") && error.contains("as the test says"), "{error}");
+    assert_eq!(world.control().next_attempt(&failed), None);
     // Over a restart, too.
     let world = world.restart();
     world.pass(HOUR_MS);
@@ -1070,12 +1075,14 @@ fn what_waits_long_enough_is_settled() {
     world.node.book.credit(ahead.id, 1);
     look(0, &[]);
     look(60_000, &[alice.id.get(), ahead.id.get()]);
-    // Nor what was brought by the peer.
     world.node.book.credit(ahead.id, -1);
+    look(60_000, &[]);
+    look(60_000, &[alice.id.get()]);
+    // Of what the peer has brought, the shard knows how much is prepaid.
     receive(&world, &bob, "x", "1", 2).unwrap();
     receive(&world, &ahead, "x", "50", 2).unwrap();
     look(0, &[]);
-    look(120_000, &[alice.id.get()]);
+    look(120_000, &[alice.id.get(), ahead.id.get()]);
     // Without a rule there is nothing to look at.
     let edit = AccountEdit {
         settle_to: Edit::Clear,

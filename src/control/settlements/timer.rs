@@ -3,10 +3,11 @@
 //!
 //! Owns the timers of `settle_every`. They are in memory only: all begin anew with the node.
 //!
-//! An account is settled when for `settle_every` every look at its balance, some ten in that time, found that we owe it
-//! something above what it settles to, and its threshold was not reached. A look is one at the book in memory, at the
-//! accounts that have a rule and no others. What is paid ahead is never paid by the timer alone: where nothing is owed
-//! (a balance of zero or below) it does nothing, else two peers who both pay ahead would pay each other for ever.
+//! An account is settled when for `settle_every` every look at its balance, some ten in that time, found it above what it
+//! settles to, and its threshold was not reached. A look is one at the book in memory, at the accounts that have a rule and
+//! no others. How much of such a balance is prepaid, and not to be settled, its shard knows: the book may have taken a packet
+//! and what an engine brought in another order, and count more of it, or less. What is paid ahead is never paid by the timer
+//! alone: where nothing is owed it does nothing, else two peers who both pay ahead would pay each other for ever.
 
 use std::collections::{BTreeSet, HashMap};
 use std::time::{Duration, Instant};
@@ -64,7 +65,7 @@ pub(super) fn run(control: &Control, made: &Receiver<Settlement>, settle_every: 
     }
 }
 
-/// Since when each account is owed something above what it settles to.
+/// Since when the balance of each account is above what it settles to.
 #[derive(Default)]
 pub(super) struct Timers {
     pub(super) since_ms: HashMap<AccountId, u64>,
@@ -80,7 +81,7 @@ impl Timers {
         self.since_ms.retain(|account, _| ruled.contains(account));
         let now_ms = control.settling.now().monotonic_ms;
         for account in ruled {
-            if !control.owes_above_rule(account) {
+            if !control.may_owe_above_rule(account) {
                 self.since_ms.remove(&account);
                 continue;
             }
@@ -97,8 +98,8 @@ impl Timers {
 }
 
 impl Control {
-    /// Whether we owe the holder something, and more than the account settles to, so that it may be settled.
-    fn owes_above_rule(&self, id: AccountId) -> bool {
+    /// Whether we owe the holder something, prepaid or not, and more than the account settles to.
+    fn may_owe_above_rule(&self, id: AccountId) -> bool {
         let Some(standing) = self.bookkeeper.standing(id).filter(|standing| !standing.settling) else {
             return false;
         };
@@ -107,7 +108,7 @@ impl Control {
             return false;
         };
         let rule = account.settlement.threshold.zip(account.settlement.to);
-        rule.is_some_and(|(threshold, to)| threshold > to && standing.booked - standing.prepaid > i128::from(to.max(0)))
+        rule.is_some_and(|(threshold, to)| threshold > to && standing.booked > i128::from(to.max(0)))
     }
 
     pub(super) fn forget_settlement_keys(&self) {
