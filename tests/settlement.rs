@@ -11,7 +11,7 @@ use support::engine::{FakeEngine, Fault};
 use support::eventually;
 use support::http::{Api, Connection, HttpAnswer};
 use support::node::{ADMIN_TOKEN, Node, Options};
-use support::packet::{Prepare, Reply};
+use support::packet::Prepare;
 use support::rule::{Answer, Rule};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -62,13 +62,7 @@ impl World {
     }
 
     fn pay(&self, amount: u64) {
-        let prepare = Prepare::new("test.hub.bob", amount);
-        let answer = self
-            .node
-            .connection()
-            .post("/accounts/alice/ilp", "alice-http", &prepare);
-        let reply = answer.expect("an answer").reply();
-        assert!(matches!(reply, Reply::Fulfill { .. }), "{reply:?}");
+        self.node.expect_fulfill("alice", &Prepare::new("test.hub.bob", amount));
     }
 
     fn settlements(&self) -> Vec<Value> {

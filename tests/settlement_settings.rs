@@ -10,7 +10,7 @@ use support::engine::{FakeEngine, Fault};
 use support::eventually;
 use support::http::Api;
 use support::node::{ADMIN_TOKEN, Node};
-use support::packet::{Prepare, Reply};
+use support::packet::Prepare;
 use support::rule::Rule;
 
 /// Alice pays bob, who has joined over BTP.
@@ -42,13 +42,7 @@ impl World {
     }
 
     fn pay(&self, amount: u64) {
-        let prepare = Prepare::new("test.hub.bob", amount);
-        let answer = self
-            .node
-            .connection()
-            .post("/accounts/alice/ilp", "alice-http", &prepare);
-        let reply = answer.expect("an answer").reply();
-        assert!(matches!(reply, Reply::Fulfill { .. }), "{reply:?}");
+        self.node.expect_fulfill("alice", &Prepare::new("test.hub.bob", amount));
     }
 
     fn bob(&self) -> Value {

@@ -457,17 +457,9 @@ impl Reader for Db {
         before: Option<PaymentNumber>,
         limit: usize,
     ) -> Result<Vec<StoredPayment>, StoreError> {
-        let end = match before {
-            Some(before) => schema::payment_key(account, before).to_vec(),
-            None => schema::end_of_account(account),
-        };
-        let mut options = ReadOptions::default();
-        options.set_iterate_range(&schema::account_key(account)[..]..&end);
-        let newest_first = self
-            .0
-            .iterator_cf_opt(self.family(family::PAYMENTS), options, IteratorMode::End);
+        let before = before.map(|before| schema::payment_key(account, before).to_vec());
         let mut payments = Vec::new();
-        for record in newest_first.take(limit) {
+        for record in self.newest_first(family::PAYMENTS, account, before).take(limit) {
             let (key, record) = record.map_err(unreadable)?;
             let number = schema::read_payment_key(&key).map_err(unreadable)?;
             payments.push(StoredPayment { number, record });
@@ -493,17 +485,9 @@ impl Reader for Db {
         before: Option<SettlementNumber>,
         limit: usize,
     ) -> Result<Vec<Settlement>, StoreError> {
-        let end = match before {
-            Some(before) => schema::settlement_key(account, before).to_vec(),
-            None => schema::end_of_account(account),
-        };
-        let mut options = ReadOptions::default();
-        options.set_iterate_range(&schema::account_key(account)[..]..&end);
-        let newest_first = self
-            .0
-            .iterator_cf_opt(self.family(family::SETTLED), options, IteratorMode::End);
+        let before = before.map(|before| schema::settlement_key(account, before).to_vec());
         let mut settlements = Vec::new();
-        for record in newest_first.take(limit) {
+        for record in self.newest_first(family::SETTLED, account, before).take(limit) {
             let (key, record) = record.map_err(unreadable)?;
             settlements.push(schema::read_settlement(&key, &record).map_err(unreadable)?);
         }
@@ -545,7 +529,23 @@ impl Reader for Db {
     }
 }
 
+/// A key, and what stands under it.
+type Record = (Box<[u8]>, Box<[u8]>);
+
 impl Db {
+    /// What a family has of an account, from the end or from before this key on, backwards.
+    fn newest_first(
+        &self,
+        family: &str,
+        account: AccountId,
+        before: Option<Vec<u8>>,
+    ) -> impl Iterator<Item = Result<Record, rocksdb::Error>> {
+        let end = before.unwrap_or_else(|| schema::end_of_account(account));
+        let mut options = ReadOptions::default();
+        options.set_iterate_range(&schema::account_key(account)[..]..&end);
+        self.0.iterator_cf_opt(self.family(family), options, IteratorMode::End)
+    }
+
     /// The settlement with this key.
     fn settlement_at(&self, key: &[u8]) -> Result<Option<Settlement>, StoreError> {
         let record = self.0.get_cf(self.family(family::SETTLED), key).map_err(unreadable)?;

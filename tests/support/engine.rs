@@ -5,18 +5,18 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use super::http::{HttpRequest, read_request, whole};
 use super::javascript::Script;
+use super::server::Server;
 use super::{eventually, free_address, free_port};
 
 /// A Redis server with nothing in it that keeps nothing; ended when dropped.
@@ -297,18 +297,12 @@ pub struct FakeSettlement {
 pub struct FakeEngine {
     pub address: SocketAddr,
     shared: Arc<Shared>,
-    listening: Option<Listening>,
-}
-
-struct Listening {
-    stopped: Arc<AtomicBool>,
-    thread: JoinHandle<()>,
+    server: Server,
 }
 
 #[derive(Default)]
 struct Shared {
     state: Mutex<State>,
-    open: Mutex<Vec<TcpStream>>,
 }
 
 #[derive(Default)]
@@ -337,13 +331,13 @@ impl FakeEngine {
     }
 
     pub fn start_at(address: SocketAddr) -> Self {
-        let mut engine = Self {
+        let shared = Arc::<Shared>::default();
+        let serving = Arc::clone(&shared);
+        Self {
             address,
-            shared: Arc::default(),
-            listening: None,
-        };
-        engine.come_back();
-        engine
+            shared,
+            server: Server::start_at(address, move |stream| serve(stream, &serving)),
+        }
     }
 
     pub fn url(&self) -> String {
@@ -352,41 +346,11 @@ impl FakeEngine {
 
     /// Nobody listens any more, and every connection is closed. What it knows stays.
     pub fn go_down(&mut self) {
-        let listening = self.listening.take().expect("it is up");
-        listening.stopped.store(true, Ordering::SeqCst);
-        // Wakes the accepting thread, which then sees `stopped` and gives the port back.
-        let _ = TcpStream::connect_timeout(&self.address, Duration::from_secs(1));
-        listening.thread.join().expect("the accepting thread does not panic");
-        for stream in self.shared.open.lock().expect("no test panics here").drain(..) {
-            // A connection that is closed already is what we want.
-            let _ = stream.shutdown(Shutdown::Both);
-        }
+        self.server.go_down();
     }
 
     pub fn come_back(&mut self) {
-        assert!(self.listening.is_none(), "it is up");
-        let listener =
-            TcpListener::bind(self.address).unwrap_or_else(|error| panic!("binding {}: {error}", self.address));
-        let stopped = Arc::<AtomicBool>::default();
-        let (shared, is_stopped) = (self.shared.clone(), stopped.clone());
-        let thread = std::thread::spawn(move || {
-            for stream in listener.incoming() {
-                if is_stopped.load(Ordering::SeqCst) {
-                    return;
-                }
-                let Ok(stream) = stream else { continue };
-                if let Ok(clone) = stream.try_clone() {
-                    shared.open.lock().expect("no test panics here").push(clone);
-                }
-                let shared = shared.clone();
-                std::thread::spawn(move || {
-                    serve(&stream, &shared);
-                    // The list of open connections has a duplicate, so dropping the stream would not close it.
-                    let _ = stream.shutdown(Shutdown::Both);
-                });
-            }
-        });
-        self.listening = Some(Listening { stopped, thread });
+        self.server.come_back();
     }
 
     /// As if the connector had created it.
@@ -468,9 +432,6 @@ impl FakeEngine {
 
 impl Drop for FakeEngine {
     fn drop(&mut self) {
-        if self.listening.is_some() {
-            self.go_down();
-        }
         if !std::thread::panicking() {
             assert_eq!(
                 self.take_violations(),

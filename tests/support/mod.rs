@@ -22,6 +22,7 @@ pub mod random;
 pub mod rates;
 pub mod raw_websocket;
 pub mod rule;
+pub mod server;
 pub mod stream;
 
 use std::os::linux::net::SocketAddrExt;

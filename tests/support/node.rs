@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::http::{Api, Connection};
+use super::packet::{Prepare, Reply};
 use super::{PATIENCE, within};
 
 /// The admin token of every node of these tests.
@@ -237,6 +238,14 @@ impl Node {
             account[name] = value.clone();
         }
         self.api().create_account(&account)
+    }
+
+    /// A packet of an account of [`Self::add_account`], over HTTP, that must be fulfilled.
+    pub fn expect_fulfill(&self, username: &str, prepare: &Prepare) {
+        let (path, token) = (format!("/accounts/{username}/ilp"), format!("{username}-http"));
+        let answer = self.connection().post(&path, &token, prepare);
+        let reply = answer.expect("an answer").reply();
+        assert!(matches!(reply, Reply::Fulfill { .. }), "{reply:?}");
     }
 
     /// SIGKILL: nothing of the node's own runs any more. Gives back when the process is gone.

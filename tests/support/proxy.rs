@@ -6,14 +6,12 @@
 //! Always: nothing of a request is passed before [`Point::Arrived`], and nothing of its answer before [`Point::Answered`].
 
 use std::io::Write;
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::net::{SocketAddr, TcpStream};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::thread::JoinHandle;
-use std::time::Duration;
 
 use super::http::{Connection, HttpRequest, read_request};
+use super::server::Server;
 use super::{PATIENCE, free_address};
 
 /// How far an exchange has come.
@@ -71,12 +69,7 @@ pub struct Proxy {
     pub address: SocketAddr,
     name: &'static str,
     shared: Arc<Shared>,
-    listening: Option<Listening>,
-}
-
-struct Listening {
-    stopped: Arc<AtomicBool>,
-    thread: JoinHandle<()>,
+    server: Server,
 }
 
 #[derive(Default)]
@@ -85,20 +78,20 @@ struct Shared {
     armed: Mutex<Vec<Armed>>,
     requests: Mutex<Vec<HttpRequest>>,
     answers: Mutex<Vec<(HttpRequest, u16)>>,
-    open: Mutex<Vec<TcpStream>>,
 }
 
 impl Proxy {
     /// `name` says between whom, for a test that fails. It leads to nobody at first.
     pub fn start(name: &'static str) -> Self {
-        let mut proxy = Self {
-            address: free_address(),
+        let shared = Arc::<Shared>::default();
+        let serving = Arc::clone(&shared);
+        let server = Server::start_at(free_address(), move |near| serving.serve(near));
+        Self {
+            address: server.address,
             name,
-            shared: Arc::default(),
-            listening: None,
-        };
-        proxy.come_back();
-        proxy
+            shared,
+            server,
+        }
     }
 
     pub fn url(&self) -> String {
@@ -140,49 +133,11 @@ impl Proxy {
 
     /// Nobody listens any more, and every connection is closed. Those that stand still keep doing so.
     pub fn go_down(&mut self) {
-        let listening = self.listening.take().expect("it is up");
-        listening.stopped.store(true, Ordering::SeqCst);
-        // Wakes the accepting thread, which then sees `stopped` and gives the port back.
-        let _ = TcpStream::connect_timeout(&self.address, Duration::from_secs(1));
-        listening.thread.join().expect("the accepting thread does not panic");
-        for stream in self.shared.open.lock().expect("no test panics here").drain(..) {
-            // A connection that is closed already is what we want.
-            let _ = stream.shutdown(Shutdown::Both);
-        }
+        self.server.go_down();
     }
 
     pub fn come_back(&mut self) {
-        assert!(self.listening.is_none(), "it is up");
-        let listener =
-            TcpListener::bind(self.address).unwrap_or_else(|error| panic!("binding {}: {error}", self.address));
-        let stopped = Arc::<AtomicBool>::default();
-        let (shared, is_stopped) = (Arc::clone(&self.shared), Arc::clone(&stopped));
-        let thread = std::thread::spawn(move || {
-            for near in listener.incoming() {
-                if is_stopped.load(Ordering::SeqCst) {
-                    return;
-                }
-                let Ok(near) = near else { continue };
-                if let Ok(clone) = near.try_clone() {
-                    shared.open.lock().expect("no test panics here").push(clone);
-                }
-                let shared = Arc::clone(&shared);
-                std::thread::spawn(move || {
-                    shared.serve(&near);
-                    // The list of open connections has a duplicate, so dropping the stream would not close it.
-                    let _ = near.shutdown(Shutdown::Both);
-                });
-            }
-        });
-        self.listening = Some(Listening { stopped, thread });
-    }
-}
-
-impl Drop for Proxy {
-    fn drop(&mut self) {
-        if self.listening.is_some() {
-            self.go_down();
-        }
+        self.server.come_back();
     }
 }
 
