@@ -91,10 +91,10 @@ pub fn description() -> ApiResponse {
 /// ```
 ///
 /// Amounts are integers in units of the asset at its scale. `balances` is positive where we owe the holders more than
-/// they owe us; `position` is what the connector has gained (positive) or paid (negative), and `pending` what is on its way to
-/// settlement engines: it has left the balances, and the position has its counter-leg. The asset adds up if balances and
-/// position sum to zero and the open settlements are what the book has carried along, and the book does if every asset
-/// does. A book that does not is answered with 200 as well: the call worked.
+/// they owe us; `position` is what we have kept of packets and what has left for settlement engines, less what engines have
+/// brought; `pending` is what is still on its way to engines: it has left the balances, and is in the position. The asset
+/// adds up if balances and position sum to zero and the open settlements are what the book has carried along, and the book
+/// does if every asset does. A book that does not is answered with 200 as well: the call worked.
 pub fn audit(control: &Control) -> Result<ApiResponse, Problem> {
     let audit = control.audit()?;
     Ok(json_answer(&BookAnswer {

@@ -13,7 +13,8 @@ pub struct AssetAudit {
     pub accounts: u64,
     /// The sum of their booked balances.
     pub balances: i128,
-    /// What the connector has gained (positive) or paid (negative) in this asset.
+    /// What the accounts together owe the connector: what it has kept of packets and what has left for engines, less what
+    /// engines have brought. Negative where it owes them.
     pub position: i128,
     /// The sum of the open settlements in this asset, added up from their records. It has left the balances already.
     pub pending: i128,
