@@ -43,7 +43,7 @@ use crate::shard::handle::ShardsHandle;
 use crate::shard::http_serving::Tokens;
 use crate::shard::mesh::{Cold, Mailbox};
 use crate::shard::{Setup, Shard};
-use crate::store::{self, OpenError, RocksStore, Writer, WriterHandle};
+use crate::store::{self, OpenError, RocksStore, Writer, WriterHandle, backup};
 use crate::stream::secret::TokenMaker;
 
 /// API calls that may wait for a thread; more are told to come back (503).
@@ -114,7 +114,8 @@ impl Connector {
             bind("settlement_api_bind_address", config.settlement_api_bind_address)?;
 
         progress(&format!("opening the store in {}", config.data_dir.display()));
-        let mut store = RocksStore::open(&config.data_dir.join(crate::keys::STORE_FOLDER), &keys.secret_seed)?;
+        let store_path = config.data_dir.join(crate::keys::STORE_FOLDER);
+        let mut store = RocksStore::open(&store_path, &keys.secret_seed)?;
         let book = store::recover(&mut store)?;
         progress(&format!(
             "the book adds up: {} accounts, {} assets",
@@ -156,6 +157,11 @@ impl Connector {
             Arc::new(writer.clone()),
             Arc::new(shards.clone()),
         )?);
+        if backup::is_copy(&store_path) {
+            control.take_over_copy().map_err(StartError::from)?;
+            let marked = |error: io::Error| OpenError::Unavailable(format!("{}: {error}", store_path.display()));
+            backup::taken_over(&store_path).map_err(marked)?;
+        }
         // What neighbours told stands before any packet comes.
         let prepared = Neighbours::prepare(&control, neighbour_settings(config))?;
 

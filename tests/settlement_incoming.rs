@@ -5,6 +5,7 @@ mod support;
 
 use std::net::Ipv4Addr;
 use std::thread;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use support::btp_peer::BtpPeer;
@@ -444,4 +445,92 @@ fn guessing_with_large_bodies_is_guessing() {
         });
     }
     assert_eq!(node.api().get("/rates"), json!({}));
+}
+
+/// Requests that mean to reach an account by another way than its path, or to be taken for others.
+#[test]
+fn tricks_with_requests_credit_nobody() {
+    let world = World::start();
+    let id = world.add("alice");
+    let body = quantity("\"7\"", "9");
+    let ask = |method: &str, target: &str, key: &str| {
+        let mut connection = Connection::open(world.node.settlement_address());
+        let headers = [("idempotency-key", key)];
+        let answer = connection.request(method, target, &headers, body.as_bytes());
+        answer.expect("an answer").status
+    };
+    for (method, target, expected) in [
+        ("POST", format!("/accounts/{id}%2fsettlements"), 404),
+        ("POST", format!("/accounts/{id}/settlements%2f"), 404),
+        ("POST", format!("/accounts/{id}/settlements/."), 404),
+        ("POST", format!("/accounts/{id}/./settlements"), 404),
+        ("POST", format!("/accounts/x/../{id}/settlements"), 404),
+        ("POST", format!("//accounts/{id}/settlements"), 404),
+        ("POST", format!("/accounts//{id}/settlements"), 404),
+        ("POST", format!("/accounts/{id}//settlements"), 404),
+        ("POST", format!("/accounts/{id}/settlements//"), 404),
+        ("POST", format!("/accounts/{id}/SETTLEMENTS"), 404),
+        ("POST", format!("/Accounts/{id}/settlements"), 404),
+        ("POST", format!("/accounts/{id}/settlements."), 404),
+        ("POST", format!("/accounts/{id}/settlements;x=1"), 404),
+        ("POST", format!("/accounts/{id}?/settlements"), 404),
+        ("POST", format!("/accounts/{id}./settlements"), 400),
+        ("POST", format!("/accounts/%20{id}/settlements"), 400),
+        ("POST", "/accounts//settlements".to_owned(), 400),
+        ("POST", "/accounts/alice/settlements".to_owned(), 400),
+        ("GET", format!("/accounts/{id}/settlements"), 405),
+        ("PUT", format!("/accounts/{id}/settlements"), 405),
+        ("DELETE", format!("/accounts/{id}/settlements"), 405),
+        ("post", format!("/accounts/{id}/settlements"), 405),
+        ("OPTIONS", format!("/accounts/{id}/settlements"), 204),
+    ] {
+        assert_eq!(ask(method, &target, "key"), expected, "{method} {target}");
+    }
+    world.expect_credited("alice", 0);
+
+    // Two lengths, a length and chunks, a chunk too long: what is behind them is no request of its own.
+    let hidden = format!(
+        "POST /accounts/{id}/settlements HTTP/1.1\r\nhost: hub\r\nidempotency-key: hidden\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    for framing in [
+        "content-length: 0\r\ncontent-length: 500\r\n\r\n",
+        "content-length: 0, 500\r\n\r\n",
+        "content-length: +0\r\n\r\n",
+        "content-length: 0\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+        "transfer-encoding: chunked, identity\r\n\r\n0\r\n\r\n",
+        "transfer-encoding: xchunked\r\n\r\n",
+        "transfer-encoding: chunked\r\n\r\n-0\r\n\r\n",
+        "transfer-encoding: chunked\r\n\r\n10000000000000000\r\n\r\n",
+        "content-length : 0\r\n\r\n",
+    ] {
+        let mut connection = Connection::open(world.node.settlement_address());
+        let head = format!("POST /accounts/{id}/messages HTTP/1.1\r\nhost: hub\r\n{framing}{hidden}");
+        let _ = connection.send(head.as_bytes());
+        let status = connection.answer().map(|answer| answer.status);
+        assert!(
+            matches!(status, Ok(400 | 411 | 413 | 501) | Err(_)),
+            "{framing:?}: {status:?}"
+        );
+        assert!(connection.is_closed_within(Duration::from_secs(5)), "{framing:?}");
+    }
+    world.expect_credited("alice", 0);
+
+    // Many one behind the other, and nobody who waits for the answers: each is credited once, however often it comes.
+    let mut sent = Vec::new();
+    for number in 0..20 {
+        sent.extend_from_slice(hidden.replace("hidden", &format!("row-{number}")).as_bytes());
+    }
+    for _ in 0..3 {
+        let mut connection = Connection::open(world.node.settlement_address());
+        connection.send(&sent).expect("they are sent");
+        assert_eq!(connection.answer().expect("an answer").status, 201);
+    }
+    let mut connection = Connection::open(world.node.settlement_address());
+    connection.send(&sent).expect("they are sent");
+    for _ in 0..20 {
+        assert_eq!(connection.answer().expect("an answer").status, 201);
+    }
+    world.expect_credited("alice", 140);
+    world.node.api().audit();
 }

@@ -70,6 +70,14 @@ pub fn change_settings(
         let rule = "without it you could not log in any more; the admin may clear it";
         return Err(Problem::field(Kind::JsonData, name, Fault::Invalid, rule));
     }
+    if let (Edit::Set(settle_to), Some(min)) = (&fields.edit.settle_to, account.limits.balance_min)
+        && caller == Caller::Holder
+        && *settle_to < min
+    {
+        // No packet of theirs could take it out either.
+        let rule = format!("would settle below the min_balance of the account, which is {min}");
+        return Err(Problem::field(Kind::JsonData, "settle_to", Fault::OutOfRange, rule));
+    }
     let outcome = control.update_known_account(account, fields.edit)?;
     Ok(changed(control, outcome, fields.warnings))
 }

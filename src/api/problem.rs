@@ -282,7 +282,9 @@ impl From<ControlError> for Problem {
             ControlError::AssetInUse => Kind::AssetInUse,
             ControlError::BalanceNotZero { .. } | ControlError::PrepaidNotZero { .. } => Kind::BalanceNotZero,
             ControlError::SettlementPending => Kind::SettlementPending,
-            ControlError::SettlementSent | ControlError::SettlementKeyForgotten => Kind::SettlementSent,
+            ControlError::SettlementSent | ControlError::SettlementCalled | ControlError::SettlementKeyForgotten => {
+                Kind::SettlementSent
+            }
             ControlError::SettlementNotSent => Kind::SettlementNotSent,
             ControlError::SettlementEnded { .. } => Kind::SettlementEnded,
             ControlError::SettlementNotFound => Kind::SettlementNotFound,

@@ -1781,6 +1781,14 @@ fn settings_of_the_holder() {
         (settings, alice, r#"{"settle_to":null,"settle_threshold":null}"#, 200, &[
             r#""settle_threshold":null,"settle_to":null"#,
         ]),
+        // What must stay with us is not taken out by a settlement either.
+        ("PUT /accounts/alice", "admin", r#"{"min_balance":500}"#, 200, &[]),
+        (settings, alice, r#"{"settle_to":499}"#, 400, &[
+            r#"{"name":"settle_to","type":"out_of_range"}"#, "min_balance of the account, which is 500",
+        ]),
+        (settings, alice, r#"{"settle_to":500}"#, 200, &[r#""settle_to":500"#]),
+        (settings, "admin", r#"{"settle_to":499}"#, 200, &[r#""settle_to":499"#]),
+        ("PUT /accounts/alice", "admin", r#"{"min_balance":null,"settle_to":null}"#, 200, &[]),
         // What is not the holder's is left alone.
         (settings, alice, r#"{"max_packet_amount":7,"min_balance":-5,"asset_scale":2,"routing_relation":"Parent",
             "ilp_address":"example.x","username":"bob","settlement_engine_url":"http://e/","colour":"red"}"#, 200, &[

@@ -340,8 +340,10 @@ mod tests {
         Close(Vec<u8>),
         /// These bytes, then nothing until the client leaves.
         Hang(Vec<u8>),
+        /// These bytes, one after the other with a pause behind each.
+        Drip(Vec<u8>),
     }
-    use Behaviour::{Answer, Close, Hang};
+    use Behaviour::{Answer, Close, Drip, Hang};
 
     struct Server {
         address: SocketAddr,
@@ -363,11 +365,18 @@ mod tests {
                     std::thread::spawn(move || {
                         while let Some(request) = read_request(&mut stream) {
                             seen.lock().unwrap().push((number, request));
-                            let (Answer(bytes) | Close(bytes) | Hang(bytes)) = &behaviour;
-                            // A client that has left is what some of these want.
-                            let _ = stream.write_all(bytes);
+                            let (Answer(bytes) | Close(bytes) | Hang(bytes) | Drip(bytes)) = &behaviour;
+                            let pause = matches!(behaviour, Drip(_)).then_some(SHORT / 10);
+                            let step = pause.map_or(bytes.len().max(1), |_| 1);
+                            for part in bytes.chunks(step) {
+                                // A client that has left is what some of these want.
+                                let _ = stream.write_all(part);
+                                if let Some(pause) = pause {
+                                    std::thread::sleep(pause);
+                                }
+                            }
                             match behaviour {
-                                Answer(_) => {}
+                                Answer(_) | Drip(_) => {}
                                 Close(_) => {
                                     let _ = stream.shutdown(Shutdown::Both);
                                     return;
@@ -503,9 +512,27 @@ mod tests {
                 "unknown: the engine did not answer in HTTP",
             ),
             (Close(b"\0\0\0".to_vec()), "unknown: the engine did not answer in HTTP"),
+            // What comes before an answer is none.
+            (
+                Answer([b"HTTP/1.1 100 Continue\r\n\r\n", &*answer("400 No", "late")].concat()),
+                "refused 400 late",
+            ),
+            (
+                Hang(b"HTTP/1.1 100 Continue\r\n\r\n".to_vec()),
+                "unknown: the engine did not answer in time",
+            ),
+            // The time is for all of an answer, and not for each of its parts.
+            (
+                Drip(answer("201 Created", "")),
+                "unknown: the engine did not answer in time",
+            ),
         ] {
             let server = Server::start(behaviour.clone());
-            let limit = if matches!(behaviour, Hang(_)) { SHORT } else { TRY_MAX };
+            let limit = if matches!(behaviour, Hang(_) | Drip(_)) {
+                SHORT
+            } else {
+                TRY_MAX
+            };
             let found = EngineClient::new(limit).settle(&server.url(), ACCOUNT, 10, 9, KEY);
             assert_eq!(shown(found), expected, "{behaviour:.200?}");
             assert_eq!(server.requests().len(), 1, "one try is one request: {behaviour:.200?}");
@@ -677,6 +704,22 @@ mod tests {
         url.set_port(Some(1)).unwrap();
         let failed = shown(client.settle(&url, ACCOUNT, 1, 0, KEY));
         assert!(failed.starts_with("not sent") && !failed.contains("pw"), "{failed}");
+    }
+
+    /// More than was asked for, behind an answer: it is not the answer to what is asked next.
+    #[test]
+    fn an_answer_too_many_answers_nothing() {
+        let twice = [answer("400 No", "first"), answer("201 Created", "")].concat();
+        let server = Server::start(Answer(twice));
+        let client = EngineClient::default();
+        for _ in 0..5 {
+            assert_eq!(
+                shown(client.settle(&server.url(), ACCOUNT, 1, 0, KEY)),
+                "refused 400 first"
+            );
+        }
+        let connections: Vec<usize> = server.requests().iter().map(|(number, _)| *number).collect();
+        assert_eq!(connections, [0, 1, 2, 3, 4]);
     }
 
     #[test]

@@ -56,7 +56,12 @@ impl FakeBook {
 
     /// Books what a shard would hand over; gives the settlement, if it made one.
     pub(crate) fn transfer(&self, transfer: &Transfer) -> Option<Settlement> {
-        self.inner.lock().unwrap().book.transfer(transfer, 0)
+        self.transfer_at(transfer, 0)
+    }
+
+    /// The same, at this time of day.
+    pub(crate) fn transfer_at(&self, transfer: &Transfer, now_ms: u64) -> Option<Settlement> {
+        self.inner.lock().unwrap().book.transfer(transfer, now_ms)
     }
 
     /// Makes one unit vanish, as no real book would.

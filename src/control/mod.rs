@@ -139,6 +139,8 @@ pub enum ControlError {
         "an engine may have accepted the settlement: wait, or cancel with ?force=true if you know that it was not paid"
     )]
     SettlementSent,
+    #[error("an engine is being asked to make the settlement: see in a few seconds whether its ledger has the payment")]
+    SettlementCalled,
     #[error(
         "an engine may have accepted the settlement and forgotten its key: see whether its ledger has the payment, then \
          confirm, or retry with ?force=true if you know that it was not paid"

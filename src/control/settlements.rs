@@ -38,7 +38,7 @@ use uuid::Uuid;
 
 use crate::client::engine::{EngineAnswer, EngineClient};
 use crate::ledger::account::{Account, AccountId};
-use crate::ledger::settlement::{ENGINE_KEY_KEPT_MS, Settlement, SettlementState};
+use crate::ledger::settlement::{ENGINE_KEY_KEPT_MS, SentTo, Settlement, SettlementState};
 use crate::pipeline::Now;
 use crate::shard::clock::Clock;
 use crate::shard::control::{Change, SettleNow, SettleOrder};
@@ -49,6 +49,7 @@ use super::engines::{Engines as EngineMap, engine_in};
 use super::{Control, ControlError};
 
 pub use incoming::Incoming;
+use incoming::KeysUsed;
 use messages::Messages;
 pub use messages::{MESSAGE_BYTES_MAX, MessageError};
 use queue::Queue;
@@ -91,9 +92,14 @@ pub(super) struct Desk {
     /// Accounts that say what they settle to and when.
     ruled: Mutex<BTreeSet<AccountId>>,
     messages: Messages,
+    /// When engines have used the keys of what they brought.
+    keys_used: Mutex<KeysUsed>,
     /// How far a test has moved the clock.
     #[cfg(test)]
     ahead_ms: AtomicU64,
+    /// How far a test has set the time of day besides: ahead, or back.
+    #[cfg(test)]
+    set_ms: std::sync::atomic::AtomicI64,
 }
 
 impl Desk {
@@ -117,8 +123,11 @@ impl Desk {
             clock,
             engine_key_kept_ms: AtomicU64::new(ENGINE_KEY_KEPT_MS),
             messages: Messages::default(),
+            keys_used: Mutex::default(),
             #[cfg(test)]
             ahead_ms: Default::default(),
+            #[cfg(test)]
+            set_ms: Default::default(),
         }
     }
 
@@ -129,6 +138,8 @@ impl Desk {
         {
             let ahead_ms = self.ahead_ms.load(Ordering::SeqCst);
             (now.wall, now.monotonic_ms) = (now.wall.plus_ms(ahead_ms), now.monotonic_ms + ahead_ms);
+            let set_ms = self.set_ms.load(Ordering::SeqCst);
+            now.wall = Timestamp::from_millis(now.wall.as_millis().saturating_add_signed(set_ms));
         }
         now
     }
@@ -148,6 +159,10 @@ impl Desk {
     fn ruled(&self) -> MutexGuard<'_, BTreeSet<AccountId>> {
         // A set, changed in one step.
         self.ruled.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn keys_used(&self) -> MutexGuard<'_, KeysUsed> {
+        self.keys_used.lock().expect("nobody panics while holding it")
     }
 
     fn engine_key_kept_ms(&self) -> u64 {
@@ -214,7 +229,7 @@ pub struct EngineStanding {
     pub last_error: Option<Box<str>>,
 }
 
-/// Mutations that are handed over together when all accounts of an asset get an engine.
+/// Mutations that are handed over together when there is one for each of many accounts.
 const ANNOUNCED_TOGETHER: usize = 1_024;
 /// Ended settlements of an account that are remembered, and how often on average those beyond are forgotten.
 const ENDED_KEPT: usize = 1_000;
@@ -298,7 +313,7 @@ impl Control {
     }
 
     /// Takes an open settlement back: its amount returns to the balance. One that an engine may have only with `force`,
-    /// which the operator gives who knows that it was not paid.
+    /// which the operator gives who knows that it was not paid; not during a call, of which nobody can know that.
     pub fn cancel_settlement(&self, account: AccountId, id: Uuid, force: bool) -> Result<Settlement, ControlError> {
         let cancel = |settlement: &Settlement, at_ms| {
             let number = settlement.number;
@@ -306,6 +321,10 @@ impl Control {
             if settlement.may_be_paid() {
                 if !force {
                     return Err(ControlError::SettlementSent);
+                }
+                // One that begins from here on finds that the settlement has ended, or we find that it was tried again.
+                if self.settling.queue().is_called(account) {
+                    return Err(ControlError::SettlementCalled);
                 }
                 let given_up = Settlement {
                     state: SettlementState::Failed,
@@ -539,6 +558,39 @@ impl Settlements {
 }
 
 impl Control {
+    /// The book is a copy of another, whose node has gone on since: it may have sent what is not sent here. So all of it counts
+    /// as sent when it was made. Engines are asked under the same keys for as long as they know them, and the operator is asked
+    /// about the rest. Before [`Settlements::start`].
+    pub fn take_over_copy(&self) -> Result<(), StoreError> {
+        let mut unsent = self.settling.queue().unsent();
+        unsent.retain_mut(|settlement| {
+            let account = self.read().directory.get(settlement.account).cloned();
+            let Some(engine) = account.and_then(|account| self.engine_of(&account)) else {
+                return false;
+            };
+            settlement.state = SettlementState::Sent;
+            settlement.sent_to = Some(SentTo {
+                engine: (*engine).into(),
+                since_ms: settlement.created_ms,
+            });
+            true
+        });
+        for together in unsent.chunks(ANNOUNCED_TOGETHER) {
+            let updates = together.iter().cloned().map(Mutation::UpdateSettlement);
+            self.bookkeeper.apply(updates.collect())?;
+        }
+        tracing::warn!(
+            target: "settlements", unsent = unsent.len(),
+            "the book is a copy: what was settled since it was made is owed here still, and would be settled again"
+        );
+        self.settling.change(|queue, now| {
+            for settlement in unsent {
+                queue.add(now, settlement, None);
+            }
+        });
+        Ok(())
+    }
+
     /// Finds out who settles for whom, and what engines are to be told. Once, before the threads start.
     fn begin_settling(&self) {
         let engines = self.engines();
@@ -554,13 +606,24 @@ impl Control {
 
     /// Takes over a settlement that has just become durable.
     fn settlement_made(&self, settlement: Settlement) {
-        let account = self.read().directory.get(settlement.account).cloned();
-        let engine = account.and_then(|account| self.engine_of(&account));
+        let account = settlement.account;
+        let engine_now = || {
+            let account = self.read().directory.get(account).cloned();
+            account.and_then(|account| self.engine_of(&account))
+        };
         tracing::info!(
             target: "settlements",
-            settlement = %Uuid::from_bytes(settlement.id), account = %self.name_of(settlement.account),
+            settlement = %Uuid::from_bytes(settlement.id), account = %self.name_of(account),
             amount = settlement.amount, "made"
         );
-        self.settling.change(|queue, now| queue.add(now, settlement, engine));
+        let mut engine = engine_now();
+        self.settling
+            .change(|queue, now| queue.add(now, settlement, engine.clone()));
+        // Whoever has given the account another engine since it was looked at found no settlement to say it to.
+        while engine != engine_now() {
+            engine = engine_now();
+            self.settling
+                .change(|queue, _| queue.set_engine(account, engine.clone()));
+        }
     }
 }

@@ -110,6 +110,9 @@ pub struct SentTo {
 /// and for a try that is under way.
 pub const ENGINE_KEY_KEPT_MS: u64 = 23 * 60 * 60 * 1_000;
 
+/// How far a clock may be set back that is only being put right, as one that follows a time server is.
+pub const CLOCK_BACK_MS_MAX: u64 = 10 * 60 * 1_000;
+
 /// An outgoing settlement: `amount` has left the balance of `account`, and an engine is to pay it. Not to be mixed up with
 /// [`super::account::Settlement`], which says when an account settles.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -151,11 +154,15 @@ impl Settlement {
         self.sent_to.is_some()
     }
 
-    /// Whether an engine may have had it for so long that it does not know its key any more, and would pay it again.
+    /// Whether an engine may have had it for so long that it does not know its key any more, and would pay it again. So it
+    /// may, too, if the clock was set back since: nobody knows then for how long it was.
     pub fn is_key_forgotten(&self, now_ms: u64, kept_ms: u64) -> bool {
-        self.sent_to
-            .as_ref()
-            .is_some_and(|sent_to| now_ms.saturating_sub(sent_to.since_ms) >= kept_ms)
+        self.sent_to.as_ref().is_some_and(|sent_to| {
+            let latest_ms = self
+                .last_attempt_ms
+                .map_or(sent_to.since_ms, |at_ms| at_ms.max(sent_to.since_ms));
+            now_ms.saturating_sub(sent_to.since_ms) >= kept_ms || now_ms.saturating_add(CLOCK_BACK_MS_MAX) < latest_ms
+        })
     }
 
     /// Whether this open settlement may be replaced by `after`; if not, the rule that is broken. A settlement is not

@@ -4,6 +4,9 @@
 //! appears whole or not at all: it is made under another name beside its place, proven by reading it back, made durable,
 //! and only then given its name. Leaves the checkpoint itself to [`super::rocks`] and the keys to whoever keeps them.
 //!
+//! A copy says of itself that it is one, until a node is started on it: what that node was about to do, another one may have
+//! done since.
+//!
 //! Always: nothing that is there is ever replaced; what a copy holds is readable by this user only; a copy that could
 //! not be finished is removed, also one whose maker was killed, at the next attempt to make the same copy.
 
@@ -20,6 +23,20 @@ use crate::ledger::audit::Audit;
 
 /// The name of the store's folder in a data folder, and so in a copy.
 pub const STORE_FOLDER: &str = "store";
+
+/// A file in the store's folder, which goes wherever the store goes. RocksDB leaves alone what it has not made.
+const COPY_MARK: &str = "COPY";
+
+/// Whether this store is a copy on which no node was started yet.
+pub fn is_copy(store: &Path) -> bool {
+    store.join(COPY_MARK).exists()
+}
+
+/// A node has taken this store over, durably, and goes on from what is in it.
+pub fn taken_over(store: &Path) -> io::Result<()> {
+    fs::remove_file(store.join(COPY_MARK))?;
+    File::open(store)?.sync_all()
+}
 
 /// Why there is no copy. Nothing of it is left, and nothing else was touched.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -60,6 +77,8 @@ pub(super) fn make(
     let unfinished = Unfinished::claim(&place)?;
     let copy = unfinished.path.join(STORE_FOLDER);
     checkpoint(&copy)?;
+    let marked = File::create(copy.join(COPY_MARK)).and_then(|mark| mark.sync_all());
+    marked.map_err(|error| BackupError::Failed(error.to_string()))?;
     let audit = rocks::audit_closed(&copy).map_err(|error| BackupError::Failed(error.to_string()))?;
     unfinished.finish(&place)?;
     Ok(audit)
@@ -303,10 +322,15 @@ mod tests {
             (1..=7).sum::<i128>(),
             "copies do not change"
         );
+        // The node was started on none of them, and on the original.
+        assert!(is_copy(&folder.0.join("copy 7/store")) && !is_copy(&folder.store()));
+        taken_over(&folder.0.join("copy 8/store")).unwrap();
+        assert!(!is_copy(&folder.0.join("copy 8/store")));
         // A copy is a whole store: it can be copied in turn, and that without its seed.
         let second = folder.0.join("copy of a copy");
         assert!(copy_closed(&folder.0.join("copy 7/store"), &second).unwrap().adds_up());
         assert_eq!(balance(&second), 28);
+        assert!(is_copy(&second.join(STORE_FOLDER)));
         assert!(
             folder.names().iter().all(|name| !name.starts_with('.')),
             "nothing unfinished"

@@ -3,12 +3,16 @@
 //! Owns that each key is credited once, and what is answered to a key that comes again. Leaves the conversion to
 //! [`Remainder::credit`](crate::ledger::Remainder::credit).
 //!
-//! Always: credit, remainder, key and answer are one commit; whoever asks again is answered as before.
+//! Always: credit, remainder, key and answer are one commit; whoever asks again is answered as before, and a time of day that
+//! is wrong, or was, makes nobody forget what was credited.
+
+use std::collections::VecDeque;
 
 use num_bigint::BigUint;
 use ring::digest::{SHA256, digest};
 
 use crate::ledger::account::AccountId;
+use crate::pipeline::Now;
 use crate::shard::control::Change;
 use crate::store::{Mutation, SETTLEMENT_KEY_BYTES, StoreError};
 
@@ -26,7 +30,60 @@ pub struct Incoming<'a> {
     pub answer: &'a [u8],
 }
 
+/// For how long after its last use the answer to a key is kept.
+const KEY_KEPT_MS: u64 = 48 * 60 * 60 * 1_000;
+const HOUR_MS: u64 = 60 * 60 * 1_000;
+
+/// The lowest time of day at which a key was used, for every hour of [`KEY_KEPT_MS`] that the node has run in which one was.
+///
+/// Keys are kept with the time of day of their last use. That alone may not say which are old: a clock that jumps ahead would
+/// make all of them old at once, and one that was behind when a key came, as on a machine that has just been started, makes
+/// that key old as soon as it is put right. So the node must have run for as long besides.
+#[derive(Default)]
+pub(super) struct KeysUsed {
+    /// The number of the hour by the monotonic clock, ascending, and the time of day.
+    hours: VecDeque<(u64, u64)>,
+}
+
+impl KeysUsed {
+    /// A key is used now.
+    fn note(&mut self, now: Now) {
+        let (hour, at_ms) = (now.monotonic_ms / HOUR_MS, now.wall.as_millis());
+        match self.hours.back_mut() {
+            Some((last, lowest_ms)) if *last == hour => *lowest_ms = at_ms.min(*lowest_ms),
+            _ => self.hours.push_back((hour, at_ms)),
+        }
+    }
+
+    /// Keys that were last used before this time of day have not been used for [`KEY_KEPT_MS`], by both clocks. `None`: the
+    /// node has not run for long enough to know.
+    fn forgettable_before_ms(&mut self, now: Now) -> Option<u64> {
+        // The monotonic clock begins with the process.
+        let since_ms = now.monotonic_ms.checked_sub(KEY_KEPT_MS)?;
+        while self.hours.front().is_some_and(|(hour, _)| *hour < since_ms / HOUR_MS) {
+            self.hours.pop_front();
+        }
+        let lowest_ms = self.hours.iter().map(|(_, lowest_ms)| *lowest_ms).min();
+        let before_ms = now.wall.as_millis().saturating_sub(KEY_KEPT_MS);
+        Some(lowest_ms.map_or(before_ms, |lowest_ms| lowest_ms.min(before_ms)))
+    }
+}
+
 impl Control {
+    /// Forgets the answers that no engine will ask for again.
+    pub(super) fn forget_settlement_keys(&self) {
+        // Held to the end: no key is used between the look at the clocks and what follows from it.
+        let _changes = self.changes.lock().expect("no change panics halfway");
+        let now = self.settling.now();
+        let Some(before_ms) = self.settling.keys_used().forgettable_before_ms(now) else {
+            return;
+        };
+        // Refused only by a node that cannot commit; it says so itself.
+        let _ = self
+            .bookkeeper
+            .apply(vec![Mutation::ForgetSettlementKeys { before_ms }]);
+    }
+
     /// Credits an account with what an engine has brought, or finds out that it was credited before. Gives the status and
     /// the body of the answer.
     pub fn receive_settlement(&self, id: AccountId, incoming: &Incoming<'_>) -> Result<(u16, Box<[u8]>), ControlError> {
@@ -34,7 +91,9 @@ impl Control {
         let changes = self.changes.lock().expect("no change panics halfway");
         let not_found = || ControlError::NoAccountToSettle;
         let account = self.read().directory.get(id).cloned().ok_or_else(not_found)?;
-        let at_ms = self.settling.now().wall.as_millis();
+        let now = self.settling.now();
+        self.settling.keys_used().note(now);
+        let at_ms = now.wall.as_millis();
         let key = sha256(incoming.key.as_bytes());
         let input = sha256(format!("{} {}", incoming.amount, incoming.scale).as_bytes());
         let reader = self.bookkeeper.reader()?;

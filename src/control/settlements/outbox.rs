@@ -87,7 +87,7 @@ impl Control {
         let uuid = Uuid::from_bytes(account.uuid);
         let answer = engines.settle(&url, uuid, sent.amount, sent.scale, &id.to_string());
         let (end, after) = self.after_try(before, sent, answer);
-        self.conclude(job, end, after);
+        self.conclude(job, before, end, after);
     }
 
     /// The engine may have paid it, and may not know that any more: only its ledger can tell.
@@ -106,7 +106,7 @@ impl Control {
             engine = %job.engine,
             "{KEY_FORGOTTEN}: the settlement waits for the operator to confirm, to retry or to cancel it"
         );
-        self.conclude(job, CallEnd::NotMade, after);
+        self.conclude(job, before, CallEnd::NotMade, after);
     }
 
     /// What is known after a try. What an earlier try may have done, none that never arrived or was refused can undo.
@@ -148,7 +148,7 @@ impl Control {
     }
 
     /// Makes what is known durable, then lets everybody know.
-    fn conclude(&self, job: &Job, end: CallEnd, after: Settlement) {
+    fn conclude(&self, job: &Job, before: &Settlement, end: CallEnd, after: Settlement) {
         let is_confirmed = after.state == SettlementState::Confirmed;
         let mut mutations = vec![Mutation::UpdateSettlement(after.clone())];
         mutations.extend(is_confirmed.then(|| self.forgetting(&after)).flatten());
@@ -157,7 +157,7 @@ impl Control {
         self.settling.change(|queue, now| {
             queue.end(now.monotonic_ms, job, end);
             match &applied {
-                Ok(_) if !is_confirmed => queue.settled(now.monotonic_ms, after.clone()),
+                Ok(_) if !is_confirmed => queue.settled(now.monotonic_ms, before, after.clone()),
                 Ok(_) | Err(StoreError::SettlementNotOpen { .. }) => queue.ended(&after),
                 // The book still says that it was sent, and the next start tries it again.
                 Err(_) => queue.postpone(now.monotonic_ms, job),

@@ -228,6 +228,18 @@ impl Queue {
         self.open.get(&account).map(|open| &open.settlement)
     }
 
+    /// Whether an engine is being called for the settlement of this account.
+    pub fn is_called(&self, account: AccountId) -> bool {
+        self.open.get(&account).is_some_and(|open| open.running)
+    }
+
+    /// Open settlements that no engine has, as far as the book knows.
+    pub fn unsent(&self) -> Vec<Settlement> {
+        let open = self.open.values().map(|open| &open.settlement);
+        let is_unsent = |one: &&Settlement| one.state == SettlementState::Pending && !one.may_be_paid();
+        open.filter(is_unsent).cloned().collect()
+    }
+
     /// When the engine is called for this settlement, if that is known: not while it is being called, nor while it waits for
     /// the operator, or for an engine that has acknowledged the account.
     pub fn next_try_ms(&self, settlement: &Settlement) -> Option<u64> {
@@ -399,10 +411,15 @@ impl Queue {
         }
     }
 
-    /// What is durable of a settlement after a try; it is tried again after a pause, unless it waits for the operator.
-    pub fn settled(&mut self, now_ms: u64, settlement: Settlement) {
+    /// What is durable of a settlement after a try of it as it was `before`; it is tried again after a pause, unless it waits
+    /// for the operator.
+    pub fn settled(&mut self, now_ms: u64, before: &Settlement, settlement: Settlement) {
         let account = settlement.account;
         let Some(open) = self.open_one(&settlement) else { return };
+        if open.settlement != *before {
+            // The operator has had a word since that was durable, and knows more.
+            return self.place(account);
+        }
         open.settlement = settlement;
         open.tries = open.tries.saturating_add(1);
         let tries = open.tries;

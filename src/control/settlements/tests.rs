@@ -12,7 +12,7 @@ use super::super::fake::Node;
 use super::queue::{CALLS_MAX, Call, CallEnd, Job, PAUSE_MS_MAX};
 use super::timer::Timers;
 use super::*;
-use crate::ledger::settlement::{SentTo, SettlementNumber};
+use crate::ledger::settlement::SettlementNumber;
 use crate::pipeline::settling::transfer_of;
 use crate::shard::control::PeerAnswer;
 use crate::wire::packet::{ErrorCode, PEER_FULFILLMENT, Prepare, RejectBuilder, encode_fulfill};
@@ -479,6 +479,44 @@ fn what_an_engine_may_have_is_cancelled_by_force_only() {
     }
 }
 
+/// The operator has looked into the ledger before the engine has got to it.
+#[test]
+fn what_an_engine_is_asked_for_is_not_cancelled_meanwhile() {
+    let world = World::new();
+    let alice = world.add_with_engine("alice", ENGINE);
+    world.pass(1);
+    let id = world.settle(&alice, 90);
+    let job = world.take_due().unwrap();
+    let Call::Settle(before) = &job.call else {
+        unreachable!()
+    };
+    let sent = Settlement {
+        state: SettlementState::Sent,
+        sent_to: Some(SentTo {
+            engine: ENGINE.into(),
+            since_ms: world.control().settling.now().wall.as_millis(),
+        }),
+        attempts: 1,
+        ..before.clone()
+    };
+    let control = world.control();
+    control
+        .bookkeeper
+        .apply(vec![Mutation::UpdateSettlement(sent.clone())])
+        .unwrap();
+    assert_eq!(
+        control.cancel_settlement(alice.id, id, true),
+        Err(ControlError::SettlementCalled)
+    );
+    control.settling.change(|queue, now| {
+        queue.end(now.monotonic_ms, &job, CallEnd::Failed);
+        queue.settled(now.monotonic_ms, before, sent);
+    });
+    control.cancel_settlement(alice.id, id, true).unwrap();
+    world.pass(HOUR_MS);
+    assert_eq!((world.balance(&alice), world.engines.paid()), (0, vec![]));
+}
+
 /// An engine keeps a key for a day after its last use. If it has paid and nobody has heard of that for so long, another
 /// try would pay again.
 #[test]
@@ -527,6 +565,118 @@ fn what_an_engine_may_have_forgotten_is_not_tried_again() {
         assert_eq!(world.state(&alice, next), "confirmed");
         assert_eq!(world.engines.paid().iter().sum::<u64>(), 95);
     }
+}
+
+/// A clock that was wrong when it was sent says nothing of how long an engine has had it.
+#[test]
+fn with_a_clock_that_was_set_back_it_is_not_tried_again() {
+    const TEN_YEARS_MS: i64 = 87_600 * HOUR_MS as i64;
+    const MINUTE_MS: i64 = 60_000;
+    for (set_ms, state) in [
+        (TEN_YEARS_MS, "failed"),
+        (-TEN_YEARS_MS, "failed"),
+        (11 * MINUTE_MS, "failed"),
+        (9 * MINUTE_MS, "confirmed"),
+        (-9 * MINUTE_MS, "confirmed"),
+    ] {
+        for restarts in [false, true] {
+            let mut world = World::new();
+            let alice = world.add_with_engine("alice", ENGINE);
+            world.pass(1);
+            world.control().settling.set_ms.store(set_ms, Ordering::SeqCst);
+            world.engines.set(ENGINE, Mode::AnswerLost);
+            let id = world.settle(&alice, 90);
+            world.pass(1);
+            assert_eq!((world.state(&alice, id), world.engines.paid()), ("sent", vec![90]));
+            world.control().settling.set_ms.store(0, Ordering::SeqCst);
+            if restarts {
+                world = world.restart();
+            }
+            if state == "failed" {
+                // The engine is out for as long as it keeps keys.
+                world.engines.set(ENGINE, Mode::Down);
+                world.pass(26 * HOUR_MS);
+                world.engines.forget_keys();
+            }
+            world.engines.set(ENGINE, Mode::Up);
+            world.pass(HOUR_MS + 1);
+            assert_eq!(world.engines.paid(), [90], "{set_ms}, {restarts}");
+            assert_eq!(world.state(&alice, id), state, "{set_ms}, {restarts}");
+        }
+    }
+}
+
+/// The book is a copy, whose original has paid meanwhile what is not sent in the copy.
+#[test]
+fn what_the_original_of_a_copy_may_have_paid_is_not_paid_again() {
+    for (hours_later, state) in [(1, "confirmed"), (26, "failed")] {
+        let mut world = World::new();
+        let alice = world.add_with_engine("alice", ENGINE);
+        let bob = world.add("bob", AccountEdit::default());
+        world.pass(1);
+        world.engines.set(ENGINE, Mode::Down);
+        let now_ms = world.control().settling.now().wall.as_millis();
+        let made = world.node.book.transfer_at(&transfer_of(alice.id, 90), now_ms).unwrap();
+        let id = Uuid::from_bytes(made.id);
+        let nobodys = world.settle(&bob, 5);
+        // The original pays it under its key.
+        let paid = ((ENGINE.to_owned(), id.to_string()), 90);
+        world.engines.inner.lock().unwrap().paid.extend([paid]);
+        world
+            .control()
+            .settling
+            .ahead_ms
+            .fetch_add(hours_later * HOUR_MS, Ordering::SeqCst);
+        if hours_later > 24 {
+            world.engines.forget_keys();
+        }
+        world.engines.set(ENGINE, Mode::Up);
+        world = world.restart();
+        world.control().take_over_copy().unwrap();
+        world.control().begin_settling();
+        world.pass(HOUR_MS);
+        assert_eq!((world.state(&alice, id), world.engines.paid()), (state, vec![90]));
+        assert_eq!(world.state(&bob, nobodys), "pending");
+        if state == "failed" {
+            let control = world.control();
+            assert_eq!(
+                control.cancel_settlement(alice.id, id, false),
+                Err(ControlError::SettlementSent)
+            );
+            assert!(control.confirm_settlement(alice.id, id).is_ok());
+        }
+    }
+}
+
+/// The operator may have it tried again when its refusal is in the book and the thread that noted it has not said so yet.
+#[test]
+fn a_retry_that_meets_the_end_of_a_call_is_not_lost() {
+    let world = World::new();
+    let alice = world.add_with_engine("alice", ENGINE);
+    world.pass(1);
+    let id = world.settle(&alice, 90);
+    let job = world.take_due().unwrap();
+    let Call::Settle(before) = &job.call else {
+        unreachable!()
+    };
+    let refused = Settlement {
+        state: SettlementState::Failed,
+        attempts: 1,
+        last_error: Some("refused".into()),
+        ..before.clone()
+    };
+    let control = world.control();
+    control
+        .bookkeeper
+        .apply(vec![Mutation::UpdateSettlement(refused.clone())])
+        .unwrap();
+    control.retry_settlement(&alice, id, false).unwrap();
+    control.settling.change(|queue, now| {
+        queue.end(now.monotonic_ms, &job, CallEnd::Answered);
+        queue.settled(now.monotonic_ms, before, refused);
+    });
+    world.pass(1_000);
+    assert_eq!((world.state(&alice, id), world.engines.paid()), ("confirmed", vec![90]));
 }
 
 /// What surely never arrived is tried for ever: no engine can have forgotten it.
@@ -710,9 +860,10 @@ fn no_engine_holds_up_another() {
     for _ in 0..100 {
         now_ms += 5_000;
         for job in running.drain(..) {
-            let Call::Settle(mut settlement) = job.call.clone() else {
+            let Call::Settle(before) = &job.call else {
                 unreachable!()
             };
+            let mut settlement = before.clone();
             if *job.engine == *engine(3) {
                 queue.end(now_ms, &job, CallEnd::Answered);
                 queue.ended(&settlement);
@@ -723,7 +874,7 @@ fn no_engine_holds_up_another() {
                     engine: (*job.engine).into(),
                     since_ms: now_ms,
                 });
-                queue.settled(now_ms, settlement);
+                queue.settled(now_ms, before, settlement);
             }
         }
         while running.len() < CALLS_MAX
@@ -828,6 +979,44 @@ fn what_engines_bring_is_credited_once() {
         assert_eq!(world.balance(&alice), credited, "after {passed_hours} hours");
     }
     assert!(world.control().audit().unwrap().adds_up());
+}
+
+/// The time of day is wrong, for a while: nothing is credited a second time for that.
+#[test]
+fn no_clock_that_jumps_makes_a_key_forgotten() {
+    const TEN_YEARS_MS: i64 = 87_600 * HOUR_MS as i64;
+    for wrong_ms in [TEN_YEARS_MS, -TEN_YEARS_MS] {
+        for restarts in [false, true] {
+            // The clock is wrong when the key comes first, when it comes again, when keys are forgotten.
+            for wrong_at in 0..3 {
+                let mut world = World::new();
+                let alice = world.add_with_engine("alice", ENGINE);
+                let at = format!("{wrong_ms}, {restarts}, {wrong_at}");
+                let set = |world: &World, step| {
+                    let set_ms = if step == wrong_at { wrong_ms } else { 0 };
+                    world.control().settling.set_ms.store(set_ms, Ordering::SeqCst);
+                };
+                if !restarts {
+                    world.pass(100 * HOUR_MS);
+                }
+                set(&world, 0);
+                receive(&world, &alice, "a", "1", 2).unwrap();
+                set(&world, 1);
+                receive(&world, &alice, "a", "1", 2).unwrap();
+                set(&world, 2);
+                if restarts {
+                    world = world.restart();
+                    set(&world, 2);
+                }
+                world.control().forget_settlement_keys();
+                set(&world, 3);
+                world.pass(47 * HOUR_MS);
+                world.control().forget_settlement_keys();
+                receive(&world, &alice, "a", "1", 2).unwrap();
+                assert_eq!(world.balance(&alice), 1, "{at}");
+            }
+        }
+    }
 }
 
 /// What is kept for an engine's sake is bounded: beyond it the engine is told to come back, and nothing is credited.

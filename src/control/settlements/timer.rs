@@ -1,5 +1,5 @@
-//! Keeps time: settles what has waited above what an account settles to, hears of new settlements, and forgets the answers
-//! that no engine will ask for again.
+//! Keeps time: settles what has waited above what an account settles to, hears of new settlements, and has the answers
+//! forgotten that no engine will ask for again.
 //!
 //! Owns the timers of `settle_every`. They are in memory only: all begin anew with the node.
 //!
@@ -17,12 +17,9 @@ use crossbeam::channel::{Receiver, RecvTimeoutError};
 use crate::ledger::account::AccountId;
 use crate::ledger::settlement::Settlement;
 use crate::shard::control::{SettleNow, SettleOrder};
-use crate::store::Mutation;
 
 use super::super::Control;
 
-/// For how long after its last use the answer to an engine is kept.
-const KEY_KEPT_MS: u64 = 48 * 60 * 60 * 1_000;
 const FORGET_KEYS_EVERY: Duration = Duration::from_secs(60 * 60);
 /// Looks per `settle_every`, and the bounds of the time between two.
 const LOOKS: u32 = 10;
@@ -109,14 +106,5 @@ impl Control {
         };
         let rule = account.settlement.threshold.zip(account.settlement.to);
         rule.is_some_and(|(threshold, to)| threshold > to && standing.booked > i128::from(to.max(0)))
-    }
-
-    pub(super) fn forget_settlement_keys(&self) {
-        let now_ms = self.settling.now().wall.as_millis();
-        let before_ms = now_ms.saturating_sub(KEY_KEPT_MS);
-        // Refused only by a node that cannot commit; it says so itself.
-        let _ = self
-            .bookkeeper
-            .apply(vec![Mutation::ForgetSettlementKeys { before_ms }]);
     }
 }
