@@ -148,11 +148,11 @@ impl Desk {
         self.queue.lock().expect("nobody panics while holding it")
     }
 
-    /// Changes the queue, and has the threads look at it.
+    /// Changes the queue, and has a thread look at it, which wakes the next one if it finds something to do.
     fn change<T>(&self, change: impl FnOnce(&mut Queue, Now) -> T) -> T {
         let now = self.now();
         let done = change(&mut self.queue(), now);
-        self.changed.notify_all();
+        self.changed.notify_one();
         done
     }
 
@@ -478,7 +478,7 @@ impl Control {
         for together in mutations.chunks(ANNOUNCED_TOGETHER) {
             self.announce_these(together);
         }
-        self.settling.changed.notify_all();
+        self.settling.changed.notify_one();
     }
 
     /// All, or if one of them does not fit, the others. The next start tries those again that were left out.

@@ -12,6 +12,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::keys_used::KeysUsed;
 use super::settling::{self, ENGINES_OF_ACCOUNT_MAX, EngineAccount, EngineAccounts, EngineTask};
 use super::{
     Applied, Batch, Book, Mutation, SETTLEMENT_KEY_MS_MIN, SETTLEMENT_KEYS_MAX, SettlementKey, StoreError, heard,
@@ -55,8 +56,8 @@ pub(super) struct Ledger {
     /// The same on disk.
     pending_durable: BTreeMap<AssetId, i128>,
     remainders: BTreeMap<AccountId, Remainder>,
-    /// When the answer to each incoming settlement was last used, in milliseconds since 1970.
-    keys: BTreeMap<AccountId, BTreeMap<SettlementKey, u64>>,
+    /// When the answer to each incoming settlement was last used.
+    keys: KeysUsed,
     /// Each key that the batch touches, once.
     keys_touched: BTreeMap<(AccountId, SettlementKey), Option<u64>>,
     engine_accounts: EngineAccounts,
@@ -158,16 +159,13 @@ impl Ledger {
             pending: book.pending.clone(),
             pending_durable: book.pending.clone(),
             remainders: book.remainders.iter().cloned().collect(),
-            keys: BTreeMap::new(),
+            keys: KeysUsed::new(&book.keys_used),
             keys_touched: BTreeMap::new(),
             engine_accounts: book.engine_accounts.clone(),
             told: BTreeMap::new(),
         };
         for open in &book.open_settlements {
             ledger.settlements.insert(open.number, open.clone());
-        }
-        for ((account, key), used_ms) in &book.keys_used {
-            ledger.keys.entry(*account).or_default().insert(*key, *used_ms);
         }
         for open in &book.open_payments {
             let paying = Paying {
@@ -327,7 +325,7 @@ impl Ledger {
                     self.positions[asset.index()] += booked;
                     applied.written_off += booked;
                     self.remainders.remove(id);
-                    self.keys.remove(id);
+                    self.keys.remove_account(*id);
                     self.keys_touched.retain(|(account, _), _| account != id);
                 }
                 Mutation::UpdateSettlement(settlement) => {
@@ -363,21 +361,14 @@ impl Ledger {
                     self.use_key(*account, *key, *at_ms);
                 }
                 Mutation::UseSettlementKey { account, key, at_ms } => {
-                    if self.keys.get(account).is_some_and(|keys| keys.contains_key(key)) {
+                    if self.keys.contains(*account, key) {
                         self.use_key(*account, *key, *at_ms);
                     }
                 }
-                Mutation::ForgetSettlementKeys { before_ms } => {
+                Mutation::ForgetSettlementKeys { before_ms, from } => {
                     let touched = &mut self.keys_touched;
-                    self.keys.retain(|account, keys| {
-                        keys.retain(|key, used_ms| {
-                            let is_kept = *used_ms >= *before_ms;
-                            if !is_kept {
-                                touched.insert((*account, *key), None);
-                            }
-                            is_kept
-                        });
-                        !keys.is_empty()
+                    applied.forget_keys_from = self.keys.forget(*before_ms, *from, |account, key| {
+                        touched.insert((account, key), None);
                     });
                 }
                 Mutation::BeginPayment { account, number, .. } => {
@@ -415,21 +406,15 @@ impl Ledger {
 
     /// Where as many answers are kept as may be, the one whose last use is the longest ago goes.
     fn make_room_for_key(&mut self, account: AccountId) {
-        let Some(keys) = self
-            .keys
-            .get_mut(&account)
-            .filter(|keys| keys.len() >= SETTLEMENT_KEYS_MAX)
-        else {
-            return;
-        };
-        let oldest = keys.iter().min_by_key(|(_, used_ms)| **used_ms).map(|(key, _)| *key);
-        let oldest = oldest.expect("the most is more than none");
-        keys.remove(&oldest);
-        self.keys_touched.insert((account, oldest), None);
+        if self.keys.count(account) >= SETTLEMENT_KEYS_MAX
+            && let Some(oldest) = self.keys.remove_oldest(account)
+        {
+            self.keys_touched.insert((account, oldest), None);
+        }
     }
 
     fn use_key(&mut self, account: AccountId, key: SettlementKey, at_ms: u64) {
-        self.keys.entry(account).or_default().insert(key, at_ms);
+        self.keys.insert(account, key, at_ms);
         self.keys_touched.insert((account, key), Some(at_ms));
     }
 
@@ -723,12 +708,14 @@ impl<'a> Draft<'a> {
                 "one incoming settlement of an account at a time",
             ));
         }
-        if let Some(keys) = self.ledger.keys.get(account) {
-            if keys.contains_key(key) {
-                return Err(StoreError::SettlementKeyKnown);
-            }
-            let is_old = |used_ms: &u64| at_ms.saturating_sub(*used_ms) >= SETTLEMENT_KEY_MS_MIN;
-            if keys.len() >= SETTLEMENT_KEYS_MAX && !keys.values().any(is_old) {
+        let keys = &self.ledger.keys;
+        if keys.contains(*account, key) {
+            return Err(StoreError::SettlementKeyKnown);
+        }
+        if keys.count(*account) >= SETTLEMENT_KEYS_MAX {
+            let oldest = keys.oldest(*account);
+            let is_old = oldest.is_some_and(|(used_ms, _)| at_ms.saturating_sub(used_ms) >= SETTLEMENT_KEY_MS_MIN);
+            if !is_old {
                 return Err(StoreError::TooManySettlementKeys {
                     max: SETTLEMENT_KEYS_MAX,
                 });
@@ -1126,8 +1113,9 @@ mod tests {
                         .unwrap();
                 }
                 Event::ForgetKeys { before_ms } => {
+                    let from = AccountId::new(0);
                     self.ledger
-                        .apply(vec![Mutation::ForgetSettlementKeys { before_ms }])
+                        .apply(vec![Mutation::ForgetSettlementKeys { before_ms, from }])
                         .unwrap();
                 }
                 Event::Forget { id, before } => {
@@ -1217,11 +1205,7 @@ mod tests {
                 answer: key.into(),
                 at_ms,
             };
-            let is_known = self
-                .ledger
-                .keys
-                .get(&account)
-                .is_some_and(|keys| keys.contains_key(&key));
+            let is_known = self.ledger.keys.contains(account, &key);
             match self.ledger.apply(vec![mutation(&remainder)]) {
                 Ok(_) => {
                     assert!(!is_known);

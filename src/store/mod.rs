@@ -23,6 +23,7 @@ use settling::{ChangedEngineAccounts, EngineAccount, EngineAccounts, RememberedS
 pub mod backup;
 mod fold;
 pub(crate) mod heard;
+mod keys_used;
 pub mod recovery;
 pub mod rocks;
 mod schema;
@@ -141,9 +142,11 @@ pub enum Mutation {
         key: SettlementKey,
         at_ms: u64,
     },
-    /// Answers to incoming settlements whose last use was before this time are forgotten, in milliseconds since 1970.
+    /// Answers to incoming settlements whose last use was before this time are forgotten, in milliseconds since 1970: as
+    /// many as one step may take, beginning with the account `from`. See [`Applied::forget_keys_from`].
     ForgetSettlementKeys {
         before_ms: u64,
+        from: AccountId,
     },
     /// The account's settlements before this number are forgotten. None of them is open.
     ForgetSettlements {
@@ -193,6 +196,8 @@ pub struct StoredPayment {
 pub struct Applied {
     /// The sum of the balances that deletions moved to our own positions. Positive: we owed it, and keep it.
     pub written_off: i128,
+    /// There may be more to forget from this account on, by the last [`Mutation::ForgetSettlementKeys`] among them.
+    pub forget_keys_from: Option<AccountId>,
 }
 
 /// Why nothing was changed, or why nothing can be read.

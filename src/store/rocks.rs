@@ -1511,7 +1511,10 @@ mod tests {
             };
             handle.apply(vec![use_key(1), use_key(9)]).unwrap();
             handle
-                .apply(vec![Mutation::ForgetSettlementKeys { before_ms: 30 }])
+                .apply(vec![Mutation::ForgetSettlementKeys {
+                    before_ms: 30,
+                    from: AccountId::new(0),
+                }])
                 .unwrap();
             assert_eq!((answer(1).is_some(), answer(2), answer(9)), (true, None, None));
             // Her packets use what is prepaid first.

@@ -953,7 +953,13 @@ mod tests {
                 handle.apply(vec![delete(false)]),
                 Err(StoreError::BalanceNotZero { balance: 707 })
             );
-            assert_eq!(handle.apply(vec![delete(true)]), Ok(Applied { written_off: 707 }));
+            assert_eq!(
+                handle.apply(vec![delete(true)]),
+                Ok(Applied {
+                    written_off: 707,
+                    ..Applied::default()
+                })
+            );
             assert_eq!(handle.booked(AccountId::new(1)), None);
             let audit = handle.audit().unwrap();
             assert_eq!((audit.assets[0].balances, audit.assets[0].position), (-1010, 1010));

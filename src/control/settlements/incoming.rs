@@ -70,18 +70,23 @@ impl KeysUsed {
 }
 
 impl Control {
-    /// Forgets the answers that no engine will ask for again.
+    /// Forgets the answers that no engine will ask for again. In short steps: packets become durable between them.
     pub(super) fn forget_settlement_keys(&self) {
-        // Held to the end: no key is used between the look at the clocks and what follows from it.
-        let _changes = self.changes.lock().expect("no change panics halfway");
-        let now = self.settling.now();
-        let Some(before_ms) = self.settling.keys_used().forgettable_before_ms(now) else {
-            return;
-        };
-        // Refused only by a node that cannot commit; it says so itself.
-        let _ = self
-            .bookkeeper
-            .apply(vec![Mutation::ForgetSettlementKeys { before_ms }]);
+        let mut from = Some(AccountId::new(0));
+        while let Some(first) = from.filter(|_| !self.settling.is_stopping()) {
+            // Held for the step: no key is used between the look at the clocks and what follows from it.
+            let _changes = self.changes.lock().expect("no change panics halfway");
+            let now = self.settling.now();
+            let Some(before_ms) = self.settling.keys_used().forgettable_before_ms(now) else {
+                return;
+            };
+            let forget = Mutation::ForgetSettlementKeys { before_ms, from: first };
+            // Refused only by a node that cannot commit; it says so itself.
+            let Ok(applied) = self.bookkeeper.apply(vec![forget]) else {
+                return;
+            };
+            from = applied.forget_keys_from;
+        }
     }
 
     /// Credits an account with what an engine has brought, or finds out that it was credited before. Gives the status and

@@ -8,7 +8,7 @@
 //! - A settlement goes to an engine only after that engine has acknowledged the account; one that an engine may have goes
 //!   to no other; and that engine is not told of the account's end before.
 //! - One engine that does not answer gets one call at a time, and all of these together at most half of the threads: the
-//!   others wait for nobody.
+//!   others wait for nobody. One that is out is asked about once a second, however much waits for it.
 //! - What failed is tried again after 1 s, 2 s, 4 s and so on up to an hour, with jitter, for ever; a settlement that an
 //!   engine may have, for as long as it knows the key. Once an engine that was out answers, all that waits for it is due at
 //!   once.
@@ -35,6 +35,10 @@ const PAUSE_MS_MIN: u64 = 1_000;
 pub const PAUSE_MS_MAX: u64 = 3_600_000;
 /// An engine that has failed so often in a row was out, and not just unlucky with one of its accounts.
 const OUT_AFTER: u32 = 3;
+/// The pause between two calls to an engine that is out: at first, doubled with each that fails, and at most. What waits
+/// for an engine may be a hundred thousand things, each of which is to be tried again a second later.
+const OUT_PAUSE_MS_MIN: u64 = 8;
+const OUT_PAUSE_MS_MAX: u64 = 1_000;
 
 /// What one call is about. At most one settlement of an account is open.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -120,6 +124,8 @@ struct Lane {
     running: usize,
     /// In a row.
     failures: u32,
+    /// It is not called before.
+    resume_ms: u64,
     /// Under which time it is in the schedule.
     scheduled_ms: Option<u64>,
 }
@@ -127,6 +133,31 @@ struct Lane {
 impl Lane {
     fn is_troubled(&self) -> bool {
         self.failures > 0
+    }
+
+    fn is_out(&self) -> bool {
+        self.failures >= OUT_AFTER
+    }
+
+    /// Calls to an engine that does not answer.
+    fn troubled_calls(&self) -> usize {
+        if self.is_troubled() { self.running } else { 0 }
+    }
+
+    /// When the next call may be made.
+    fn next_ms(&self) -> Option<u64> {
+        self.due.first().map(|(due_ms, _)| self.resume_ms.max(*due_ms))
+    }
+
+    /// What is to be done now, of which there is something. Of an engine that is out what has become due last: as good as
+    /// all else to find out whether it is back, and nothing new waits for what fails again and again.
+    fn take(&mut self, now_ms: u64) -> Topic {
+        let first = *self.due.first().expect("a lane that is scheduled has something to do");
+        let after_now = (now_ms + 1, Topic::Account(AccountId::new(0)));
+        let newest = self.due.range(..after_now).next_back().filter(|_| self.is_out());
+        let taken = newest.copied().unwrap_or(first);
+        self.due.remove(&taken);
+        taken.1
     }
 
     fn has_room(&self) -> bool {
@@ -248,7 +279,10 @@ impl Queue {
             .placed
             .as_ref()
             .filter(|_| open.settlement.number == settlement.number);
-        placed.map(|(_, at_ms)| *at_ms)
+        placed.map(|(engine, at_ms)| {
+            let lane = self.lanes.get(engine);
+            lane.map_or(*at_ms, |lane| lane.resume_ms.max(*at_ms))
+        })
     }
 
     /// This settlement, if it is open still. After it, another one of its account may be.
@@ -323,18 +357,15 @@ impl Queue {
                 wakeup_ms = Some(wakeup_ms.map_or(due_ms, |other: u64| other.min(due_ms)));
                 continue;
             }
-            return Ok(self.begin(engine));
+            return Ok(self.begin(now_ms, engine));
         }
         Err(wakeup_ms)
     }
 
-    /// The first of a lane begins.
-    fn begin(&mut self, engine: Arc<str>) -> Job {
+    /// A call of this lane begins.
+    fn begin(&mut self, now_ms: u64, engine: Arc<str>) -> Job {
         let lane = self.lanes.get_mut(&engine).expect("a lane that is scheduled exists");
-        let (_, topic) = lane
-            .due
-            .pop_first()
-            .expect("a lane that is scheduled has something to do");
+        let topic = lane.take(now_ms);
         self.troubled_calls += usize::from(lane.is_troubled());
         self.calls += 1;
         lane.running += 1;
@@ -364,15 +395,25 @@ impl Queue {
     pub fn end(&mut self, now_ms: u64, job: &Job, end: CallEnd) {
         let lane = self.lanes.get_mut(&job.engine).expect("a lane with calls exists");
         self.calls -= 1;
+        self.troubled_calls -= lane.troubled_calls();
         lane.running -= 1;
-        let was_out = lane.failures >= OUT_AFTER;
+        let was_out = lane.is_out();
         match end {
-            CallEnd::Answered => lane.failures = 0,
-            CallEnd::Failed => lane.failures = lane.failures.saturating_add(1),
+            CallEnd::Answered => (lane.failures, lane.resume_ms) = (0, 0),
+            CallEnd::Failed => {
+                lane.failures = lane.failures.saturating_add(1);
+                if lane.is_out() {
+                    let doublings = (lane.failures - OUT_AFTER).min(7);
+                    lane.resume_ms = now_ms + (OUT_PAUSE_MS_MIN << doublings).min(OUT_PAUSE_MS_MAX);
+                }
+            }
             CallEnd::NotMade => {}
         }
+        self.troubled_calls += lane.troubled_calls();
         if end == CallEnd::Answered && was_out {
-            let waiting: Vec<_> = lane.due.iter().map(|(_, topic)| *topic).collect();
+            // The others are due already.
+            let waiting = lane.due.iter().rev().take_while(|(due_ms, _)| *due_ms > now_ms);
+            let waiting: Vec<_> = waiting.map(|(_, topic)| *topic).collect();
             for topic in waiting {
                 self.hasten(now_ms, topic, &job.engine);
             }
@@ -389,8 +430,6 @@ impl Queue {
                 }
             }
         }
-        let lanes = self.lanes.values();
-        self.troubled_calls = lanes.filter(|lane| lane.is_troubled()).map(|lane| lane.running).sum();
         self.reschedule(&job.engine);
     }
 
@@ -607,10 +646,10 @@ impl Queue {
                 schedule.remove(&key);
             }
         }
-        match lane.due.first() {
-            Some((due_ms, _)) if lane.has_room() => {
-                lane.scheduled_ms = Some(*due_ms);
-                self.schedule[usize::from(lane.is_troubled())].insert((*due_ms, Arc::clone(engine)));
+        match lane.next_ms() {
+            Some(at_ms) if lane.has_room() => {
+                lane.scheduled_ms = Some(at_ms);
+                self.schedule[usize::from(lane.is_troubled())].insert((at_ms, Arc::clone(engine)));
             }
             // One that has failed is remembered, so that its next call counts as one to an engine that does not answer.
             None if lane.running == 0 && !lane.is_troubled() => drop(self.lanes.remove(engine)),

@@ -816,18 +816,12 @@ fn is_settle(job: &Job) -> bool {
     matches!(job.call, Call::Settle(_))
 }
 
-/// Engines that do not answer get few threads, and those that do get theirs.
-#[test]
-fn no_engine_holds_up_another() {
-    let now = Now {
-        wall: Timestamp::from_millis(1_000_000),
-        monotonic_ms: 1_000,
-    };
-    let engine = |number: u32| format!("http://engine-{number}.example/");
-    let settlement = |number: u32| Settlement {
-        number: SettlementNumber::new(u64::from(number) + 1),
+/// The settlement of this account, of which no engine has heard.
+fn pending(account: u32) -> Settlement {
+    Settlement {
+        number: SettlementNumber::new(u64::from(account) + 1),
         id: [0; 16],
-        account: AccountId::new(number),
+        account: AccountId::new(account),
         amount: 1,
         scale: 0,
         state: SettlementState::Pending,
@@ -837,7 +831,70 @@ fn no_engine_holds_up_another() {
         last_attempt_ms: None,
         ended_ms: None,
         last_error: None,
+    }
+}
+
+/// However much waits for an engine that is out costs no more than one thing that does, and nothing new waits for it.
+#[test]
+fn an_engine_that_is_out_is_asked_about_once_a_second() {
+    const WAITING: u32 = 10_000;
+    let now = Now {
+        wall: Timestamp::from_millis(1_000_000),
+        monotonic_ms: 1_000,
     };
+    let known: Vec<_> = (0..=WAITING)
+        .map(|number| (AccountId::new(number), ENGINE.into()))
+        .collect();
+    let mut queue = Queue::new(now, 7, Vec::new(), &known, Vec::new());
+    for number in 0..WAITING {
+        queue.add(now, pending(number), Some(ENGINE.into()));
+    }
+    let mut now_ms = now.monotonic_ms;
+    let mut take = |queue: &mut Queue, until_ms: u64| loop {
+        match queue.take(now_ms) {
+            Ok(job) => return Some((now_ms, job)),
+            Err(wakeup_ms) => now_ms = wakeup_ms.filter(|at_ms| *at_ms <= until_ms)?,
+        }
+    };
+    let about = |job: &Job| match &job.call {
+        Call::Settle(settlement) => settlement.clone(),
+        Call::Tell { .. } => unreachable!("there is nothing to tell"),
+    };
+    let minutes = |count: u64| now.monotonic_ms + count * 60_000;
+    let mut calls = 0;
+    while let Some((now_ms, job)) = take(&mut queue, minutes(10)) {
+        calls += 1;
+        queue.end(now_ms, &job, CallEnd::Failed);
+        queue.settled(now_ms, &about(&job), about(&job));
+    }
+    assert!((590..620).contains(&calls), "{calls} calls in ten minutes");
+
+    let added = Now {
+        wall: now.wall,
+        monotonic_ms: minutes(10),
+    };
+    queue.add(added, pending(WAITING), Some(ENGINE.into()));
+    let (back_ms, job) = take(&mut queue, minutes(10) + 1_000).expect("the next call");
+    assert_eq!(about(&job).account, AccountId::new(WAITING), "the newest");
+    queue.end(back_ms, &job, CallEnd::Answered);
+    queue.ended(&about(&job));
+    let mut paid = 0;
+    while let Some((now_ms, job)) = take(&mut queue, back_ms) {
+        queue.end(now_ms, &job, CallEnd::Answered);
+        queue.ended(&about(&job));
+        paid += 1;
+    }
+    assert_eq!(paid, WAITING, "all at once");
+}
+
+/// Engines that do not answer get few threads, and those that do get theirs.
+#[test]
+fn no_engine_holds_up_another() {
+    let now = Now {
+        wall: Timestamp::from_millis(1_000_000),
+        monotonic_ms: 1_000,
+    };
+    let engine = |number: u32| format!("http://engine-{number}.example/");
     // A hundred accounts at each of twenty engines.
     let of = |account: u32| engine(account % 20);
     let known: Vec<_> = (0..2_000)
@@ -845,7 +902,7 @@ fn no_engine_holds_up_another() {
         .collect();
     let mut queue = Queue::new(now, 7, Vec::new(), &known, Vec::new());
     for number in 0..2_000 {
-        queue.add(now, settlement(number), Some(of(number).into()));
+        queue.add(now, pending(number), Some(of(number).into()));
     }
     let mut running = Vec::new();
     for _ in 0..CALLS_MAX {
