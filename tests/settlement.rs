@@ -44,6 +44,11 @@ impl World {
         );
         let rule = Rule::fulfill();
         let bob = BtpPeer::connect(node.address(), "bob", rule.clone());
+        // Nothing is sent before, and an engine that goes down would never know.
+        eventually("the engine has acknowledged bob", || {
+            let bob = node.api().get("/accounts/bob");
+            bob["settlement_engine_waiting"].is_null().then_some(())
+        });
         Self {
             node,
             engine,
