@@ -3,7 +3,7 @@
 use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, Subcommand};
 
-use super::client::{Body, Client, NodeArgs, segment};
+use super::client::{Answer, Body, Client, NodeArgs, segment};
 use super::show::{Members, cell, label, list, table};
 use super::{CliError, print};
 
@@ -28,10 +28,7 @@ pub enum Command {
     /// Take an open settlement back: its amount returns to the balance
     Cancel {
         #[command(flatten)]
-        account: Account,
-        /// The settlement
-        #[arg(value_parser = NonEmptyStringValueParser::new())]
-        id: String,
+        one: One,
         /// Also one that an engine may have accepted, if you know that it was not paid
         #[arg(long)]
         force: bool,
@@ -39,18 +36,12 @@ pub enum Command {
     /// End one that an engine may have accepted, and has paid by its ledger
     Confirm {
         #[command(flatten)]
-        account: Account,
-        /// The settlement
-        #[arg(value_parser = NonEmptyStringValueParser::new())]
-        id: String,
+        one: One,
     },
     /// Try an open settlement again now
     Retry {
         #[command(flatten)]
-        account: Account,
-        /// The settlement
-        #[arg(value_parser = NonEmptyStringValueParser::new())]
-        id: String,
+        one: One,
         /// Also one that an engine may have accepted, if you know that it was not paid
         #[arg(long)]
         force: bool,
@@ -68,11 +59,24 @@ impl Account {
     fn path(&self) -> String {
         format!("/accounts/{}/settlements", segment(&self.username))
     }
+}
 
-    /// What is decided of one settlement.
-    fn decision(&self, id: &str, decision: &str, force: bool) -> String {
+/// One settlement of an account.
+#[derive(Args)]
+pub struct One {
+    #[command(flatten)]
+    account: Account,
+    /// The settlement
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
+    id: String,
+}
+
+impl One {
+    /// Has the node do what was decided.
+    fn decide(&self, client: &Client, decision: &str, force: bool) -> Result<Answer, CliError> {
         let query = if force { "?force=true" } else { "" };
-        format!("{}/{}/{decision}{query}", self.path(), segment(id))
+        let path = format!("{}/{}/{decision}{query}", self.account.path(), segment(&self.id));
+        client.call("POST", &path, Body::Nothing)
     }
 }
 
@@ -87,15 +91,9 @@ pub fn run(node: &NodeArgs, command: &Command) -> Result<(), CliError> {
             return print(node, &client.get(&path)?, all);
         }
         Command::Now { account } => client.call("POST", &account.path(), Body::Nothing)?,
-        Command::Cancel { account, id, force } => {
-            client.call("POST", &account.decision(id, "cancel", *force), Body::Nothing)?
-        }
-        Command::Confirm { account, id } => {
-            client.call("POST", &account.decision(id, "confirm", false), Body::Nothing)?
-        }
-        Command::Retry { account, id, force } => {
-            client.call("POST", &account.decision(id, "retry", *force), Body::Nothing)?
-        }
+        Command::Cancel { one, force } => one.decide(&client, "cancel", *force)?,
+        Command::Confirm { one } => one.decide(&client, "confirm", false)?,
+        Command::Retry { one, force } => one.decide(&client, "retry", *force)?,
     };
     print(node, &answer, |Members(members)| {
         let rows = members.iter().map(|(name, value)| (label(name), cell(value)));

@@ -564,8 +564,7 @@ impl Control {
     pub fn take_over_copy(&self) -> Result<(), StoreError> {
         let mut unsent = self.settling.queue().unsent();
         unsent.retain_mut(|settlement| {
-            let account = self.read().directory.get(settlement.account).cloned();
-            let Some(engine) = account.and_then(|account| self.engine_of(&account)) else {
+            let Some(engine) = self.engine_now(settlement.account) else {
                 return false;
             };
             settlement.state = SettlementState::Sent;
@@ -591,6 +590,12 @@ impl Control {
         Ok(())
     }
 
+    /// Who settles for the account with this number, as it is at this moment.
+    fn engine_now(&self, account: AccountId) -> Option<Arc<str>> {
+        let account = self.read().directory.get(account).cloned();
+        account.and_then(|account| self.engine_of(&account))
+    }
+
     /// Finds out who settles for whom, and what engines are to be told. Once, before the threads start.
     fn begin_settling(&self) {
         let engines = self.engines();
@@ -607,21 +612,17 @@ impl Control {
     /// Takes over a settlement that has just become durable.
     fn settlement_made(&self, settlement: Settlement) {
         let account = settlement.account;
-        let engine_now = || {
-            let account = self.read().directory.get(account).cloned();
-            account.and_then(|account| self.engine_of(&account))
-        };
         tracing::info!(
             target: "settlements",
             settlement = %Uuid::from_bytes(settlement.id), account = %self.name_of(account),
             amount = settlement.amount, "made"
         );
-        let mut engine = engine_now();
+        let mut engine = self.engine_now(account);
         self.settling
             .change(|queue, now| queue.add(now, settlement, engine.clone()));
         // Whoever has given the account another engine since it was looked at found no settlement to say it to.
-        while engine != engine_now() {
-            engine = engine_now();
+        while engine != self.engine_now(account) {
+            engine = self.engine_now(account);
             self.settling
                 .change(|queue, _| queue.set_engine(account, engine.clone()));
         }

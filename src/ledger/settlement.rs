@@ -140,6 +140,31 @@ pub struct Settlement {
 }
 
 impl Settlement {
+    /// One that has just left the balance.
+    pub fn made(
+        number: SettlementNumber,
+        id: [u8; 16],
+        account: AccountId,
+        amount: u64,
+        scale: u8,
+        created_ms: u64,
+    ) -> Self {
+        Self {
+            number,
+            id,
+            account,
+            amount,
+            scale,
+            state: SettlementState::Pending,
+            sent_to: None,
+            attempts: 0,
+            created_ms,
+            last_attempt_ms: None,
+            ended_ms: None,
+            last_error: None,
+        }
+    }
+
     /// Notes why a try did not succeed; what is too long is cut.
     pub fn set_last_error(&mut self, error: &str) {
         let mut end = error.len().min(SETTLEMENT_ERROR_BYTES_MAX);

@@ -262,20 +262,9 @@ impl Ledger {
         self.move_out(account, asset, i128::from(amount));
         let number = SettlementNumber::next(self.last_settlement);
         self.last_settlement = Some(number);
-        let settlement = Settlement {
-            number,
-            id: uuid::Uuid::new_v4().into_bytes(),
-            account,
-            amount,
-            scale: self.assets[asset.index()].scale,
-            state: SettlementState::Pending,
-            sent_to: None,
-            attempts: 0,
-            created_ms: now_ms,
-            last_attempt_ms: None,
-            ended_ms: None,
-            last_error: None,
-        };
+        let id = uuid::Uuid::new_v4().into_bytes();
+        let scale = self.assets[asset.index()].scale;
+        let settlement = Settlement::made(number, id, account, amount, scale, now_ms);
         self.put_settlement(asset, settlement);
     }
 

@@ -1859,20 +1859,8 @@ mod tests {
         let number = schema::settlement_number(SettlementNumber::new(1));
         let key = schema::settlement_key(AccountId::new(0), SettlementNumber::new(1));
         let record = |amount, scale, state| {
-            schema::settlement(&Settlement {
-                number: SettlementNumber::new(1),
-                id: [1; 16],
-                account: AccountId::new(0),
-                amount,
-                scale,
-                state,
-                sent_to: None,
-                attempts: 0,
-                created_ms: 0,
-                last_attempt_ms: None,
-                ended_ms: None,
-                last_error: None,
-            })
+            let made = Settlement::made(SettlementNumber::new(1), [1; 16], AccountId::new(0), amount, scale, 0);
+            schema::settlement(&Settlement { state, ..made })
         };
         let pending = SettlementState::Pending;
         let balance = |booked, prepaid| {

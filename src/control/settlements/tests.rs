@@ -286,3 +286,11 @@ fn receive(world: &World, account: &Account, key: &str, amount: &str, scale: u8)
     let (status, body) = world.control().receive_settlement(account.id, &incoming)?;
     Ok(format!("{status} {}", String::from_utf8_lossy(&body)))
 }
+
+/// What a call to settle is about.
+fn settlement_of(job: &Job) -> Settlement {
+    match &job.call {
+        Call::Settle(settlement) => settlement.clone(),
+        Call::Tell { .. } => unreachable!("it tells of an account"),
+    }
+}

@@ -109,9 +109,7 @@ fn what_an_engine_is_asked_for_is_not_cancelled_meanwhile() {
     world.pass(1);
     let id = world.settle(&alice, 90);
     let job = world.take_due().unwrap();
-    let Call::Settle(before) = &job.call else {
-        unreachable!()
-    };
+    let before = settlement_of(&job);
     let sent = Settlement {
         state: SettlementState::Sent,
         sent_to: Some(SentTo {
@@ -132,7 +130,7 @@ fn what_an_engine_is_asked_for_is_not_cancelled_meanwhile() {
     );
     control.settling.change(|queue, now| {
         queue.end(now.monotonic_ms, &job, CallEnd::Failed);
-        queue.settled(now.monotonic_ms, before, sent);
+        queue.settled(now.monotonic_ms, &before, sent);
     });
     control.cancel_settlement(alice.id, id, true).unwrap();
     world.pass(HOUR_MS);
@@ -147,9 +145,7 @@ fn a_retry_that_meets_the_end_of_a_call_is_not_lost() {
     world.pass(1);
     let id = world.settle(&alice, 90);
     let job = world.take_due().unwrap();
-    let Call::Settle(before) = &job.call else {
-        unreachable!()
-    };
+    let before = settlement_of(&job);
     let refused = Settlement {
         state: SettlementState::Failed,
         attempts: 1,
@@ -164,7 +160,7 @@ fn a_retry_that_meets_the_end_of_a_call_is_not_lost() {
     control.retry_settlement(&alice, id, false).unwrap();
     control.settling.change(|queue, now| {
         queue.end(now.monotonic_ms, &job, CallEnd::Answered);
-        queue.settled(now.monotonic_ms, before, refused);
+        queue.settled(now.monotonic_ms, &before, refused);
     });
     world.pass(1_000);
     assert_eq!((world.state(&alice, id), world.engines.paid()), ("confirmed", vec![90]));

@@ -8,20 +8,8 @@ fn is_settle(job: &Job) -> bool {
 
 /// The settlement of this account, of which no engine has heard.
 fn pending(account: u32) -> Settlement {
-    Settlement {
-        number: SettlementNumber::new(u64::from(account) + 1),
-        id: [0; 16],
-        account: AccountId::new(account),
-        amount: 1,
-        scale: 0,
-        state: SettlementState::Pending,
-        sent_to: None,
-        attempts: 0,
-        created_ms: 0,
-        last_attempt_ms: None,
-        ended_ms: None,
-        last_error: None,
-    }
+    let number = SettlementNumber::new(u64::from(account) + 1);
+    Settlement::made(number, [0; 16], AccountId::new(account), 1, 0, 0)
 }
 
 /// However much waits for an engine that is out costs no more than one thing that does, and nothing new waits for it.
@@ -46,16 +34,12 @@ fn an_engine_that_is_out_is_asked_about_once_a_second() {
             Err(wakeup_ms) => now_ms = wakeup_ms.filter(|at_ms| *at_ms <= until_ms)?,
         }
     };
-    let about = |job: &Job| match &job.call {
-        Call::Settle(settlement) => settlement.clone(),
-        Call::Tell { .. } => unreachable!("there is nothing to tell"),
-    };
     let minutes = |count: u64| now.monotonic_ms + count * 60_000;
     let mut calls = 0;
     while let Some((now_ms, job)) = take(&mut queue, minutes(10)) {
         calls += 1;
         queue.end(now_ms, &job, CallEnd::Failed);
-        queue.settled(now_ms, &about(&job), about(&job));
+        queue.settled(now_ms, &settlement_of(&job), settlement_of(&job));
     }
     assert!((590..620).contains(&calls), "{calls} calls in ten minutes");
 
@@ -65,13 +49,13 @@ fn an_engine_that_is_out_is_asked_about_once_a_second() {
     };
     queue.add(added, pending(WAITING), Some(ENGINE.into()));
     let (back_ms, job) = take(&mut queue, minutes(10) + 1_000).expect("the next call");
-    assert_eq!(about(&job).account, AccountId::new(WAITING), "the newest");
+    assert_eq!(settlement_of(&job).account, AccountId::new(WAITING), "the newest");
     queue.end(back_ms, &job, CallEnd::Answered);
-    queue.ended(&about(&job));
+    queue.ended(&settlement_of(&job));
     let mut paid = 0;
     while let Some((now_ms, job)) = take(&mut queue, back_ms) {
         queue.end(now_ms, &job, CallEnd::Answered);
-        queue.ended(&about(&job));
+        queue.ended(&settlement_of(&job));
         paid += 1;
     }
     assert_eq!(paid, WAITING, "all at once");
@@ -107,9 +91,7 @@ fn no_engine_holds_up_another() {
     for _ in 0..100 {
         now_ms += 5_000;
         for job in running.drain(..) {
-            let Call::Settle(before) = &job.call else {
-                unreachable!()
-            };
+            let before = settlement_of(&job);
             let mut settlement = before.clone();
             if *job.engine == *engine(3) {
                 queue.end(now_ms, &job, CallEnd::Answered);
@@ -121,7 +103,7 @@ fn no_engine_holds_up_another() {
                     engine: (*job.engine).into(),
                     since_ms: now_ms,
                 });
-                queue.settled(now_ms, before, settlement);
+                queue.settled(now_ms, &before, settlement);
             }
         }
         while running.len() < CALLS_MAX
